@@ -1,0 +1,63 @@
+"""Mechanistic interpretability of what RLHF changed.
+
+`compare(base, tuned, prompts)` takes two checkpoints and some prompts and returns a `Comparison`. Names are imported
+when they are first used, so that `import interp` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from interp.comparison import Comparison, compare
+    from interp.errors import InterpError
+    from interp.hooks import Site
+    from interp.measures import MEASURES
+    from interp.models import Policy, RewardModel
+    from interp.pair import CheckpointPair
+    from interp.prompts import Prompts
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "CheckpointPair": "interp.pair",
+    "Comparison": "interp.comparison",
+    "InterpError": "interp.errors",
+    "MEASURES": "interp.measures",
+    "Policy": "interp.models",
+    "Prompts": "interp.prompts",
+    "RewardModel": "interp.models",
+    "Site": "interp.hooks",
+    "compare": "interp.comparison",
+}
+_MODULES = ("plot", "report")
+
+__all__ = [
+    "MEASURES",
+    "CheckpointPair",
+    "Comparison",
+    "InterpError",
+    "Policy",
+    "Prompts",
+    "RewardModel",
+    "Site",
+    "compare",
+    "plot",
+    "report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+    elif name in _MODULES:
+        value = import_module(f"interp.{name}")
+    else:
+        raise AttributeError(f"module 'interp' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,155 @@
+"""Files and folders that are either whole or absent, and content hashes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from interp.errors import FormatError, InterpError
+
+
+def os_reason(error: OSError) -> str:
+    """The operating system's reason in words a person can act on."""
+    if error.errno == errno.ENOSPC:
+        return "the disk is full; free some space and run the command again"
+    return error.strerror or str(error)
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; it becomes `path` on success and is removed on failure.
+
+    Raises:
+        InterpError: the folder cannot be written or the disk is full.
+    """
+    target = Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+    except OSError as error:
+        raise InterpError(f"cannot write {target}: {os_reason(error)}") from error
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        os.replace(temporary, target)
+    except OSError as error:
+        raise InterpError(f"cannot write {target}: {os_reason(error)}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> Path:
+    """Write `text` as UTF-8 to `path`, atomically."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> Path:
+    """Write `value` as indented JSON to `path`, atomically; keys keep their order."""
+    return write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        FormatError: it is absent or no JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FormatError(f"cannot read {path}: {os_reason(error)}") from error
+    except ValueError as error:
+        raise FormatError(f"{path} is not JSON ({error}); was it cut off while copying?") from error
+
+
+def check_new_folder(path: str | os.PathLike[str], *, owned_by: str, overwrite: bool = False) -> Path:
+    """Refuse a target folder before any work is done, rather than after.
+
+    An absent or empty folder passes. A folder that holds the file `owned_by` is a former result and passes with
+    `overwrite`; anything else is somebody's own folder and never does.
+
+    Raises:
+        InterpError: with the remedy.
+    """
+    target = Path(path)
+    if target.is_dir() and any(target.iterdir()):
+        if not (target / owned_by).is_file():
+            raise InterpError(f"{target} holds other files; name a new folder, nothing there was touched")
+        if not overwrite:
+            raise InterpError(f"{target} already holds a result; name a new folder or pass overwrite (--overwrite)")
+    elif target.exists() and not target.is_dir():
+        raise InterpError(f"{target} is a file; name a folder")
+    return target
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike[str], *, owned_by: str, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; it becomes `path` on success and is removed on failure.
+
+    Args:
+        path: the folder to make.
+        owned_by: name of the file by which an earlier result is recognised (see `check_new_folder`).
+        overwrite: replace an earlier result.
+
+    Raises:
+        InterpError: the folder holds something else, cannot be written, or the disk is full.
+    """
+    target = check_new_folder(path, owned_by=owned_by, overwrite=overwrite)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+    except OSError as error:
+        raise InterpError(f"cannot write {target}: {os_reason(error)}") from error
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o777 & ~umask)
+        _swap(temporary, target)
+    except OSError as error:
+        raise InterpError(f"cannot write {target}: {os_reason(error)}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _swap(temporary: Path, target: Path) -> None:
+    """Move `temporary` to `target`; an earlier result is moved aside first and removed last."""
+    if not target.exists():
+        os.replace(temporary, target)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
+    os.replace(target, aside / target.name)
+    try:
+        os.replace(temporary, target)
+    except OSError:
+        os.replace(aside / target.name, target)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def hash_folder(path: str | os.PathLike[str]) -> dict[str, str]:
+    """SHA-256 of every file under `path`, by its relative POSIX path, in sorted order."""
+    root = Path(path)
+    files = sorted(p for p in root.rglob("*") if p.is_file())
+    return {p.relative_to(root).as_posix(): sha256(p) for p in files}

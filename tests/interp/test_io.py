@@ -1,0 +1,106 @@
+import errno
+import json
+
+import pytest
+
+from interp import io
+from interp.errors import FormatError, InterpError
+from interp.pair import CheckpointPair
+
+
+def test_a_file_is_whole_or_absent(tmp_path):
+    target = tmp_path / "a" / "b.txt"
+    io.write_text(target, "one")
+    assert target.read_text() == "one"
+    with pytest.raises(RuntimeError), io.atomic_file(target) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert target.read_text() == "one"
+    assert [p.name for p in target.parent.iterdir()] == ["b.txt"]
+
+
+def test_a_full_disk_is_said_in_one_line(tmp_path):
+    with pytest.raises(InterpError, match="the disk is full; free some space"), io.atomic_file(tmp_path / "x"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_whole_or_absent(tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(RuntimeError), io.atomic_folder(out, owned_by="me") as folder:
+        (folder / "me").write_text("1")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    with io.atomic_folder(out, owned_by="me") as folder:
+        (folder / "me").write_text("1")
+    assert (out / "me").read_text() == "1"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_an_earlier_result_is_replaced_only_when_asked_and_only_if_it_is_one(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.tex").write_text("years of work")
+    for overwrite in (False, True):
+        with (
+            pytest.raises(InterpError, match="holds other files"),
+            io.atomic_folder(out, owned_by="me", overwrite=overwrite),
+        ):
+            pass
+    (out / "me").write_text("1")
+    with pytest.raises(InterpError, match="--overwrite"), io.atomic_folder(out, owned_by="me"):
+        pass
+    with io.atomic_folder(out, owned_by="me", overwrite=True) as folder:
+        (folder / "me").write_text("2")
+    assert (out / "me").read_text() == "2"
+    assert list(tmp_path.iterdir()) == [out]
+    with pytest.raises(InterpError, match="is a file"), io.atomic_folder(out / "me", owned_by="me"):
+        pass
+
+
+def test_hashes(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a").write_bytes(b"abc")
+    # FIPS 180-2, example B.1
+    assert io.hash_folder(tmp_path) == {"sub/a": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"}
+
+
+MANIFEST = {
+    "engine": "native", "config": {}, "seed": 0, "versions": {}, "final": {},
+    "base": {"id": "gpt2", "revision": "abc"}, "tuned": {"path": "tuned"},
+    "reward": {"folder": "/somewhere", "label": "x"}, "controls": [{"kind": "shuffled", "path": "controls/shuffled-0"}],
+}  # fmt: skip
+
+
+def test_pair_round_trip_and_references(tmp_path):
+    (tmp_path / "tuned").mkdir()
+    (tmp_path / "tuned" / "model.safetensors").write_bytes(b"weights")
+    pair = CheckpointPair.write(tmp_path, MANIFEST)
+    assert pair == CheckpointPair.load(tmp_path, verify=True)
+    assert (pair.base, pair.tuned, pair.reward) == ("gpt2", str(tmp_path / "tuned"), "/somewhere")
+    assert pair.controls == (str(tmp_path / "controls/shuffled-0"),)
+    (tmp_path / "tuned" / "model.safetensors").write_bytes(b"other")
+    with pytest.raises(FormatError, match="differs from its hash"):
+        CheckpointPair.load(tmp_path, verify=True)
+    (tmp_path / "tuned" / "model.safetensors").unlink()
+    with pytest.raises(FormatError, match="absent"):
+        CheckpointPair.load(tmp_path, verify=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [(None, "holds no pair.json"), ("{", "is not JSON"), ("[]", "lacks format"), ('{"format": 1}', "lacks engine")],
+)
+def test_a_broken_pair_is_refused(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "pair.json").write_text(text)
+    with pytest.raises(FormatError, match=message):
+        CheckpointPair.load(tmp_path)
+
+
+def test_a_newer_pair_is_refused(tmp_path):
+    CheckpointPair.write(tmp_path, MANIFEST)
+    manifest = json.loads((tmp_path / "pair.json").read_text())
+    (tmp_path / "pair.json").write_text(json.dumps({**manifest, "format": 2}))
+    with pytest.raises(FormatError, match="update rlhf-interp"):
+        CheckpointPair.load(tmp_path)

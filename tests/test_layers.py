@@ -1,0 +1,98 @@
+"""The order in which modules may import each other, and what an import costs."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# Lowest first; modules of one row may import each other.
+ORDER = [
+    ["errors"], ["io"], ["prompts", "pair"], ["sampling"], ["families"], ["hooks"], ["loading"], ["models"], ["stats"],
+    ["measures", "patching"], ["engine", "circuits", "reward"], ["summary"], ["plot", "report"], ["comparison"],
+    ["cli"],
+]  # fmt: skip
+LEVEL = {name: level for level, row in enumerate(ORDER) for name in row}
+FOR_TRAINING = {"errors", "io", "prompts", "pair", "sampling", "families", "loading", "models"}
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names that a file imports, wherever it does so, but for type checking."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+def parts(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", parts("interp"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_interp_imports_downwards_only(path: Path) -> None:
+    name = path.relative_to(ROOT / "interp").parts[0].removesuffix(".py")
+    if name == "__init__":
+        return
+    assert name in LEVEL, f"{name} has no place in the import order yet"
+    for target in imports(path):
+        head, *rest = target.split(".")
+        if head in ("training", "analyses"):
+            assert name == "cli", f"{path} imports {target}; only interp/cli may"
+        if head == "interp" and rest:
+            assert LEVEL[rest[0]] <= LEVEL[name], f"{path} imports {target}, which lies above it"
+
+
+@pytest.mark.parametrize("path", parts("training"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_training_imports_the_lower_half_of_interp_only(path: Path) -> None:
+    for target in imports(path):
+        head, *rest = target.split(".")
+        assert head != "analyses"
+        if head == "interp" and rest:
+            assert rest[0] in FOR_TRAINING, f"{path} imports {target}"
+
+
+def test_no_file_outside_families_names_a_module_of_transformers() -> None:
+    names = (
+        "c_attn",
+        "c_proj",
+        "q_proj",
+        "o_proj",
+        "down_proj",
+        "self_attn",
+        "ln_1",
+        "input_layernorm",
+        "embed_tokens",
+        "lm_head",
+    )
+    for path in parts("interp"):
+        if path.name != "families.py":
+            text = path.read_text(encoding="utf-8")
+            assert not [name for name in names if name in text], path
+
+
+def run(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+
+
+def test_import_interp_and_the_command_line_load_nothing_heavy() -> None:
+    heavy = "torch", "transformers", "xarray", "pandas", "scipy", "matplotlib", "numpy"
+    code = f"import sys, interp, interp.cli, training; print([m for m in {heavy} if m in sys.modules])"
+    assert run(code).strip() == "[]"
+
+
+def test_public_names() -> None:
+    import interp
+
+    assert interp.__all__ == [
+        "MEASURES", "CheckpointPair", "Comparison", "InterpError", "Policy", "Prompts", "RewardModel", "Site",
+        "compare", "plot", "report",
+    ]  # fmt: skip
+    for name in interp.__all__:
+        assert getattr(interp, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        interp.nothing  # noqa: B018
