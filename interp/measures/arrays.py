@@ -1,0 +1,41 @@
+"""Making labelled arrays out of tensors, in the glossary's dims."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+MODELS = ("base", "tuned")
+ANSWERS = ("answer", "alternative")
+
+Variable = tuple[Sequence[str], Any, dict[str, str]]
+
+
+def variable(dims: str, values: Any, long_name: str, units: str = "") -> Variable:
+    """A data variable: dims separated by spaces, values, what they are, and their units."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().numpy()
+    return dims.split(), values, {"long_name": long_name, "units": units}
+
+
+def strings(values: Any) -> np.ndarray:
+    """An array of Python strings, which netCDF keeps at any length."""
+    return np.array(values, dtype=object)
+
+
+def dataset(variables: Mapping[str, Variable], **coords: Any) -> xr.Dataset:
+    """A Dataset with `model` and `answer` labelled where they occur, and `coords`."""
+    used = {dim for dims, _, _ in variables.values() for dim in dims}
+    known: dict[str, Any] = {"model": list(MODELS), "answer": list(ANSWERS)}
+    labels = {dim: label for dim, label in {**known, **coords}.items() if dim in used}
+    return xr.Dataset(dict(variables), coords=labels)
+
+
+def stack_models(base: Tensor, tuned: Tensor) -> Tensor:
+    """Put base and tuned side by side on a new second dim, `model`."""
+    return torch.stack([base.cpu(), tuned.cpu()], dim=1)

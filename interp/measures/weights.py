@@ -1,0 +1,98 @@
+"""How far the weights moved: by head in its QK and OV circuits, by MLP, and by parameter."""
+
+from __future__ import annotations
+
+import torch
+import xarray as xr
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.errors import MeasureError
+from interp.families import Parts
+from interp.measures.arrays import dataset, strings, variable
+from interp.models import Policy
+
+Factors = tuple[Float[Tensor, "head d_model d_head"], Float[Tensor, "head d_head d_model"]]
+
+
+def product_norm(left: Float[Tensor, "head m k"], right: Float[Tensor, "head k n"]) -> Float[Tensor, " head"]:
+    """Frobenius norm of left @ right for each head, without the product: ||A B||^2 = sum((A'A) * (B B'))."""
+    grams = (left.mT @ left) * (right @ right.mT)
+    return grams.sum((-2, -1)).clamp_min(0).sqrt()
+
+
+def relative_change(base: Factors, tuned: Factors) -> Float[Tensor, " head"]:
+    """||A_t B_t - A_b B_b|| / ||A_b B_b|| for each head.
+
+    The difference is [A_t - A_b, A_b] [B_t; B_t - B_b], a product of thin factors that is exactly 0 where nothing
+    changed and loses no digits where little did.
+
+    Args:
+        base: left and right factor of base's circuit.
+        tuned: those of tuned's.
+
+    Returns:
+        Relative Frobenius norm (no unit).
+    """
+    left = torch.cat([tuned[0] - base[0], base[0]], dim=-1)
+    right = torch.cat([tuned[1], tuned[1] - base[1]], dim=-2)
+    return product_norm(left, right) / product_norm(*base)
+
+
+def qk_factors(parts: Parts, layer: int) -> Factors:
+    """W_Q and W_K^T of each head: its attention score is x W_Q W_K^T y^T, before biases and rotation."""
+    group = parts.n_heads // parts.n_kv_heads
+    return parts.W_Q(layer).detach().double(), parts.W_K(layer).detach().double().repeat_interleave(group, 0).mT
+
+
+def ov_factors(parts: Parts, layer: int) -> Factors:
+    """W_V and W_O of each head: what it moves from a token into the residual is x W_V W_O."""
+    group = parts.n_heads // parts.n_kv_heads
+    return parts.W_V(layer).detach().double().repeat_interleave(group, 0), parts.W_O(layer).detach().double()
+
+
+def _norm(tensors: list[Tensor]) -> float:
+    return float(torch.stack([t.detach().double().pow(2).sum() for t in tensors]).sum().sqrt())
+
+
+def _relative(base: list[Tensor], tuned: list[Tensor]) -> float:
+    change = _norm([t.detach().double() - b.detach().double().to(t.device) for b, t in zip(base, tuned, strict=True)])
+    size = _norm(base)
+    return change / size if size else (0.0 if change == 0 else float("inf"))
+
+
+def weights(base: Policy, tuned: Policy) -> xr.Dataset:
+    """Relative Frobenius norm of the change of each head's QK and OV circuit, of each MLP, and of each parameter.
+
+    Circuits leave biases and rotary embedding out (Elhage et al. 2021); changes of biases show by parameter. An MLP is
+    all its weights and biases as one vector. A parameter that was 0 and moved has an infinite relative change.
+
+    Raises:
+        MeasureError: the two models differ in shape.
+    """
+    b, t = base.parts, tuned.parts
+    named_base, named_tuned = dict(base.model.named_parameters()), dict(tuned.model.named_parameters())
+    shapes = [{name: p.shape for name, p in named.items()} for named in (named_base, named_tuned)]
+    if shapes[0] != shapes[1]:
+        raise MeasureError("base and tuned differ in the shapes of their weights; leave the measure weights out")
+    qk, ov, mlp = [], [], []
+    for layer in range(b.n_layers):
+        qk.append(relative_change(qk_factors(b, layer), _to(qk_factors(t, layer), base)).cpu())
+        ov.append(relative_change(ov_factors(b, layer), _to(ov_factors(t, layer), base)).cpu())
+        mlp.append(_relative(b.mlp_weights(layer), t.mlp_weights(layer)))
+    params = [_relative([named_base[name]], [named_tuned[name]]) for name in named_base]
+    return dataset(
+        {
+            "qk_change": variable("layer head", torch.stack(qk), "relative change of W_Q W_K^T", "1"),
+            "ov_change": variable("layer head", torch.stack(ov), "relative change of W_V W_O", "1"),
+            "mlp_change": variable("layer", mlp, "relative change of the MLP's weights", "1"),
+            "param_change": variable("param", params, "relative change of the parameter", "1"),
+        },
+        layer=range(b.n_layers),
+        head=range(b.n_heads),
+        param=strings(list(named_base)),
+    )
+
+
+def _to(factors: Factors, policy: Policy) -> Factors:
+    return factors[0].to(policy.device), factors[1].to(policy.device)
