@@ -1,0 +1,60 @@
+"""The command `interp`: one file a subcommand. What a command needs is imported when it runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from interp import __version__
+from interp.cli.compare import compare
+from interp.cli.demo import demo
+from interp.cli.report import report
+from interp.cli.train import train
+from interp.errors import InterpError
+from interp.io import os_reason
+
+app = typer.Typer(
+    help="What did RLHF change inside the model? Compare a base model with its tuned version.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for command in (compare, report, demo, train):
+    app.command()(command)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"rlhf-interp {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line; an error of the toolkit is one line on stderr and exit code 2."""
+    # Set before anything imports transformers: a shell user wants our one-line errors, not its log or its bars.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        app()
+    except InterpError as error:
+        print(f"interp: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
+    except OSError as error:
+        print(f"interp: {error.filename or 'cannot write'}: {os_reason(error)}", file=sys.stderr)
+        raise SystemExit(2) from None

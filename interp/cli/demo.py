@@ -1,0 +1,46 @@
+"""`interp demo`: the embedded pair, compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the comparison and its report.")] = Path("demo"),
+    retrain: Annotated[
+        bool, typer.Option("--retrain", help="Train the pair again, from nothing, into OUT/pair.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of --retrain, and of samples and bootstrap.")] = 0,
+) -> None:
+    """Compare the small pair that comes with the package: film reviews, tuned by PPO toward negative ones."""
+    from interp.cli.show import print_comparison, working, write_result
+    from interp.comparison import FILE
+    from interp.comparison import compare as run
+    from interp.io import check_new_folder, read_json
+    from interp.models import RewardModel
+    from interp.pair import CheckpointPair
+    from interp.prompts import Prompts
+
+    check_new_folder(out, owned_by=FILE, overwrite=True)
+    shipped = Path(__file__).parent.parent / "data" / "demo"
+    if retrain:
+        from interp.cli.train import progress_lines
+        from training.demo import build
+
+        pair_folder = out.with_name(out.name + "-pair")
+        with progress_lines() as progress:
+            pair = build(pair_folder, seed=seed, progress=progress, overwrite=True)
+        print(f"trained the pair again in {pair_folder}")
+    else:
+        pair = CheckpointPair.load(shipped)
+    data = read_json(shipped / "prompts.json")
+    prompts = Prompts(data["texts"], answers=tuple(data["answers"]))
+    reference = pair.manifest["reward"]
+    with working("comparing the embedded pair"):
+        scorer = RewardModel.load(str(pair.reward), label=reference["label"], output=reference["output"])
+        result = run(pair.base, pair.tuned, prompts, reward=scorer, control=list(pair.controls), seed=seed)
+    print_comparison(result)
+    write_result(result, out, overwrite=True)
