@@ -26,8 +26,9 @@ from interp.models import Policy, RewardModel, Source
 from interp.plot import Plots
 from interp.prompts import Prompts, check_same_vocabulary
 from interp.report import write as write_report
-from interp.summary import columns_text, headline, summarise, text_rows
-from interp.summary import notes as notes_on
+from interp.summary import summarise
+from interp.text import columns_text, headline, text_rows
+from interp.text import notes as notes_on
 
 FORMAT = 1
 FILE = "comparison.nc"
@@ -209,7 +210,11 @@ def compare(
         "bos": prompts.bos,
         "prompts": len(prompts),
     }
-    common = {"seed": seed, "settings": settings, "reward": dict(scorer.description) if scorer else None}
+    common: dict[str, Any] = {
+        "seed": seed,
+        "settings": settings,
+        "reward": dict(scorer.description) if scorer else None,
+    }
     null = [dict(other.description) for other in others[1:]]
     labelled = [
         data.assign_attrs(_attributes(first, other, null if index == 0 else [], **common))

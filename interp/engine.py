@@ -15,7 +15,7 @@ from interp.measures.arrays import strings
 from interp.measures.attention import attention_sites, pattern_examples
 from interp.measures.completions import completions
 from interp.measures.weights import weights
-from interp.models import Policy, RewardModel, Trace
+from interp.models import Policy, RewardModel
 from interp.prompts import Batch, Prompts, TokenizedPrompts, token_text
 
 EXAMPLES = 4
@@ -161,5 +161,6 @@ def _examples(base: Policy, other: Policy, tokens: TokenizedPrompts, pattern_js:
     heads = [(int(layer), int(head)) for layer, head in zip(*np.unravel_index(order, change.shape), strict=True)]
     batch: Batch = next(TokenizedPrompts(tokens.prompt_ids, None, None).batches(EXAMPLES))
     wanted = [site for site in attention_sites(base) if site.layer in {layer for layer, _ in heads}]
-    traces: list[Trace] = [policy.trace(batch, wanted) for policy in (base, other)]
-    return pattern_examples(*traces, heads).assign_coords(example=range(len(batch.input_ids)))
+    return pattern_examples(base.trace(batch, wanted), other.trace(batch, wanted), heads).assign_coords(
+        example=range(len(batch.input_ids))
+    )

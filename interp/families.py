@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -133,7 +134,7 @@ class Parts:
         architecture = type(model).__name__
         self.model = model
         self.family = family_of(architecture)
-        config = model.config
+        config: Any = model.config
         self.n_heads: int = config.num_attention_heads
         self.n_kv_heads: int = getattr(config, "num_key_value_heads", None) or self.n_heads
         self.d_model: int = config.hidden_size

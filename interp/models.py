@@ -33,7 +33,8 @@ def as_found(model: nn.Module, *, eager: bool = False) -> Iterator[None]:
         eager: use eager attention meanwhile, the one kernel that returns its patterns.
     """
     training = [module for module in model.modules() if module.training]
-    kernel = model.config._attn_implementation
+    config: Any = model.config
+    kernel = config._attn_implementation
     try:
         for module in training:
             module.training = False
@@ -44,7 +45,7 @@ def as_found(model: nn.Module, *, eager: bool = False) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-        if model.config._attn_implementation != kernel:
+        if config._attn_implementation != kernel:
             model.set_attn_implementation(kernel)  # type: ignore[operator]
 
 
@@ -320,10 +321,11 @@ class RewardModel:
             tokenizer = load_tokenizer(source if tokenizer is None else tokenizer, **options)  # type: ignore[arg-type]
         if output not in ("probability", "logit"):
             raise LoadError(f'output is "probability" or "logit", not {output!r}')
-        labels = list(model.config.label2id)
+        config: Any = model.config
+        labels = list(config.label2id)
         if label is None and len(labels) == 1:
             label = labels[0]
-        if label not in labels:
+        if label is None or label not in labels:
             raise LoadError(
                 f"the reward model has no label {label!r}; pass label= one of {', '.join(map(str, labels))}"
             )
@@ -366,7 +368,7 @@ class RewardModel:
         return scores
 
     def _score_batch(self, texts: Sequence[str]) -> np.ndarray:
-        config = self.model.config
+        config: Any = self.model.config
         limit = getattr(config, "max_position_embeddings", None)
         ids = [list(self.tokenizer(text)["input_ids"])[:limit] or [self.tokenizer.eos_token_id or 0] for text in texts]
         batch = make_batch(ids).to(next(self.model.parameters()).device)
@@ -380,7 +382,7 @@ class RewardModel:
             use_cache=False,
         ).last_hidden_state
         logits = Parts(self.model).readout(batch.at_last_prompt(hidden)).double()
-        column = config.label2id[self.label]  # type: ignore[union-attr, index]
+        column = config.label2id[self.label]
         if self.output == "logit":
             return logits[:, column].cpu().numpy()
         several = logits.shape[1] > 1 and getattr(config, "problem_type", None) != "multi_label_classification"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Bool, Int, Shaped
@@ -87,7 +87,7 @@ class Prompts:
             if self.continuations is not None:
                 response_ids.append(encode_after(tokenizer, text, self.continuations[index], self.bos))
             if self.answers is not None:
-                pairs.append(self._answer_ids(tokenizer, text, self.answers[index]))  # type: ignore[arg-type]
+                pairs.append(self._answer_ids(tokenizer, text, cast(AnswerPair, self.answers[index])))
         return TokenizedPrompts(
             prompt_ids=tuple(map(tuple, prompt_ids)),
             response_ids=tuple(map(tuple, response_ids)) if self.continuations is not None else None,
@@ -124,7 +124,7 @@ def _answer_pairs(answers: Any, count: int) -> tuple[AnswerPair, ...] | None:
     if answers is None:
         return None
     if isinstance(answers, tuple) and len(answers) == 2 and all(isinstance(a, str) for a in answers):
-        return (answers,) * count  # type: ignore[return-value]
+        return (answers,) * count
     pairs = list(answers) if isinstance(answers, Sequence) and not isinstance(answers, str) else [answers]
     for pair in pairs:
         if (

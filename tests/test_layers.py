@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 # Lowest first; modules of one row may import each other.
 ORDER = [
     ["errors"], ["io"], ["prompts", "pair"], ["sampling"], ["families"], ["hooks"], ["loading"], ["models"], ["stats"],
-    ["measures", "patching"], ["engine", "circuits", "reward"], ["summary"], ["plot", "report"], ["comparison"],
+    ["measures", "patching"], ["engine", "circuits", "reward"], ["summary", "text"], ["plot", "report"], ["comparison"],
     ["cli"],
 ]  # fmt: skip
 LEVEL = {name: level for level, row in enumerate(ORDER) for name in row}

@@ -30,7 +30,7 @@ def print_comparison(cmp: Comparison) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from interp.summary import headline, notes, text_rows
+    from interp.text import headline, notes, text_rows
 
     console = Console()
     header, *rows = text_rows(cmp.summary())

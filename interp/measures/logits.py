@@ -7,7 +7,7 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.measures.arrays import MODELS, dataset, stack_models, strings, variable
+from interp.measures.arrays import Variable, dataset, stack_models, strings, variable
 from interp.models import Trace
 from interp.prompts import token_text
 
@@ -169,23 +169,10 @@ def response_steps(
     return picked.masked_fill(~inside, torch.nan)
 
 
-def response_variables(values: Float[Tensor, "kind prompt source draw step"]) -> dict[str, object]:  # type: ignore[type-arg]
+def response_variables(values: Float[Tensor, "kind prompt source draw step"]) -> dict[str, Variable]:
     """The variables `response_kl` and `response_js` out of both divergences."""
     dims = "prompt source draw step"
     return {
         "response_kl": variable(dims, values[0], "KL(tuned || base) by response token", "nats"),
         "response_js": variable(dims, values[1], "Jensen-Shannon divergence by response token", "nats"),
     }
-
-
-__all__ = [
-    "MODELS",
-    "divergences",
-    "js_divergence",
-    "kl",
-    "kl_divergence",
-    "logit_diff",
-    "logit_difference",
-    "next_token",
-    "target_ids",
-]

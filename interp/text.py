@@ -1,0 +1,64 @@
+"""A comparison in words: its headline, its summary as columns of text, and what a reader must know to read it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from interp.stats import MIN_PROMPTS, SPLIT_PROMPTS
+
+
+def headline(data: xr.Dataset) -> str:
+    """What is compared with what, in one line."""
+    base, tuned = (_model_name(json.loads(data.attrs[name])) for name in ("base", "tuned"))
+    return f"{tuned} (tuned) against {base} (base), {data.sizes['prompt']} prompts; differences are tuned minus base"
+
+
+def _model_name(description: dict[str, object]) -> str:
+    return str(description.get("folder") or description.get("id") or description.get("object"))
+
+
+def text_rows(frame: pd.DataFrame) -> list[tuple[str, ...]]:
+    """The summary as rows of text, the header first; columns without any value are left out."""
+    optional = {"95 % interval": "lower", "null runs": "control_low"}
+    shown = [name for name, column in optional.items() if frame[column].notna().any()]
+    lines = [("reading", "finding", "estimate", *shown, "units", "n")]
+    for row in frame.itertuples():
+        ranges = {
+            "95 % interval": "" if np.isnan(row.lower) else f"[{row.lower:.4g}, {row.upper:.4g}]",
+            "null runs": "" if np.isnan(row.control_low) else f"[{row.control_low:.4g}, {row.control_high:.4g}]",
+        }
+        lines.append(
+            (row.reading, row.finding, f"{row.estimate:.4g}", *(ranges[n] for n in shown), row.units, str(row.n or ""))
+        )
+    return lines
+
+
+def columns_text(lines: Sequence[tuple[str, ...]]) -> str:
+    """Rows of text as aligned columns."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    right = {"estimate", "95 % interval", "null runs", "n"}
+    rows = []
+    for line in lines:
+        cells = [c.rjust(w) if h in right else c.ljust(w) for c, w, h in zip(line, widths, lines[0], strict=True)]
+        rows.append("  ".join(cells).rstrip())
+    return "\n".join(rows)
+
+
+def notes(frame: pd.DataFrame, data: xr.Dataset) -> list[str]:
+    """What a reader must know to read the summary rightly."""
+    groups = len(np.unique(data["group"].values))
+    found = []
+    if groups < MIN_PROMPTS:
+        found.append(f"No intervals: {groups} different prompts, and under {MIN_PROMPTS} a bootstrap says nothing.")
+    if groups < SPLIT_PROMPTS:
+        found.append(
+            f"Under {SPLIT_PROMPTS} different prompts the largest of many are chosen and estimated on the same ones."
+        )
+    if frame["control_low"].isna().all():
+        found.append("No null runs: this shows that the two models differ here, not that the reward did it (control=).")
+    return found
