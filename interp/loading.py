@@ -91,11 +91,30 @@ def check_folder(folder: Path, *, allow_pickle: bool = False) -> None:
             raise LoadError(f"{file} is cut off or damaged ({error}); copy it again") from error
 
 
-def _from_hub(error: Exception, source: str, what: str) -> LoadError:
+def _failed(error: Exception, source: str, what: str) -> LoadError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return LoadError(
-        f"cannot load the {what} of {source!r} ({reason[:160]}); give a folder, or a hub id that is reachable"
-    )
+    remedy = "copy the folder again" if Path(source).is_dir() else "give a folder, or a hub id that is reachable"
+    return LoadError(f"cannot load the {what} of {source!r} ({reason[:160]}); {remedy}")
+
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+def check_placement(dtype: torch.dtype | str | None, device: torch.device | str | None) -> None:
+    """Refuse a dtype or device before anything is read from disk.
+
+    Raises:
+        LoadError: naming what there is.
+    """
+    if dtype is not None and dtype not in _DTYPES and dtype not in _DTYPES.values():
+        raise LoadError(f"dtype is float32, bfloat16, float16 or float64, not {dtype!r}")
+    if device is not None:
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise LoadError(
+                f"there is no device {str(device)!r} on this machine; use cpu, or cuda with a GPU"
+            ) from error
 
 
 def load_model(
@@ -123,10 +142,11 @@ def load_model(
         allow_pickle: accept pickled weights.
 
     Raises:
-        LoadError: no such folder or id, no whole weights, the wrong kind of head, or missing, unexpected or mismatched
-            keys.
+        LoadError: no such folder or id, dtype or device; no whole weights; the wrong kind of head; or missing,
+            unexpected or mismatched keys.
         UnknownFamily: no row of `interp.families` covers the architecture.
     """
+    check_placement(dtype, device)
     folder = local_folder(source)
     if folder is not None:
         check_folder(folder, allow_pickle=allow_pickle)
@@ -136,7 +156,7 @@ def load_model(
         try:
             config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
         except (OSError, ValueError, KeyError) as error:
-            raise _from_hub(error, name, "config") from error
+            raise _failed(error, name, "config") from error
         architecture = (getattr(config, "architectures", None) or [type(config).__name__])[0]
         family_of(architecture)
         if not architecture.endswith(_HEAD_SUFFIX[head]):
@@ -146,13 +166,13 @@ def load_model(
             model, report = getattr(transformers, architecture).from_pretrained(
                 name,
                 config=config,
-                dtype=dtype or "auto",
+                dtype=(_DTYPES[dtype] if isinstance(dtype, str) else dtype) or "auto",
                 use_safetensors=None if allow_pickle else True,
                 output_loading_info=True,
                 **options,
             )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise _from_hub(error, name, "weights") from error
+            raise _failed(error, name, "weights") from error
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report[kind]:
             example = sorted(map(str, report[kind]))[0]
@@ -185,7 +205,7 @@ def load_tokenizer(
         except InterpError:
             raise
         except Exception as error:  # tokenizers raises bare Exception on a damaged file
-            raise _from_hub(error, name, "tokenizer") from error
+            raise _failed(error, name, "tokenizer") from error
 
 
 def describe_source(source: Any, *, revision: str | None = None) -> dict[str, Any]:
