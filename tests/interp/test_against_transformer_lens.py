@@ -11,9 +11,13 @@ from interp.models import Policy
 from interp.prompts import make_batch
 
 NAMES = {
-    "resid_pre": "hook_resid_pre", "resid_post": "hook_resid_post", "attn_out": "hook_attn_out", "mlp_out": "hook_mlp_out",
-    "z": "attn.hook_z", "pattern": "attn.hook_pattern",
-}  # fmt: skip
+    "resid_pre": "hook_resid_pre",
+    "resid_post": "hook_resid_post",
+    "attn_out": "hook_attn_out",
+    "mlp_out": "hook_mlp_out",
+    "z": "attn.hook_z",
+    "pattern": "attn.hook_pattern",
+}
 
 
 @pytest.mark.slow

@@ -1,0 +1,171 @@
+"""What all figures share: the house style, colours, and how an array is reduced to what is drawn."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Protocol, runtime_checkable
+
+import matplotlib.style
+import numpy as np
+import pandas as pd
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.patches import Patch
+from matplotlib.patheffects import AbstractPathEffect, withStroke
+
+from interp.errors import MeasureError
+from interp.plot.text import FONT
+
+WIDTH = 7.2  # inches: a page's text width, so that 8 pt stay 8 pt in print
+BASE, TUNED = "#0072B2", "#D55E00"  # Okabe and Ito, told apart with any colour vision
+WRITE, READOUT = "#009E73", "#CC79A7"
+GREY, INK, BAND = "#7d7d7d", "#222222", "#f3f3f3"
+HALO: list[AbstractPathEffect] = [
+    withStroke(linewidth=2.6, foreground="white")
+]  # keeps a thin mark visible on any colour
+DIVERGING, SEQUENTIAL = "RdBu_r", "viridis"
+
+LINES: dict[str, dict[str, Any]] = {
+    "base": {"color": BASE, "linestyle": "--", "marker": "o", "markerfacecolor": "white"},
+    "tuned": {"color": TUNED, "linestyle": "-", "marker": "s"},
+    "given": {"color": INK, "linestyle": "-.", "marker": "^"},
+}
+
+_RC: dict[str, Any] = {
+    "font.family": [FONT],
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9,
+    "axes.edgecolor": "#666666",
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": False,
+    "grid.color": "#e2e2e2",
+    "grid.linewidth": 0.6,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "xtick.color": "#444444",
+    "ytick.color": "#444444",
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.5,
+    "hatch.linewidth": 0.6,
+    "figure.constrained_layout.h_pad": 0.07,
+    "figure.constrained_layout.w_pad": 0.07,
+    "figure.dpi": 110,
+    "savefig.dpi": 200,
+}
+
+
+@runtime_checkable
+class Result(Protocol):
+    """What can be drawn: a dataset of measures, those of its controls, and a table of findings."""
+
+    @property
+    def dataset(self) -> xr.Dataset:
+        """Measures of base and tuned."""
+
+    @property
+    def controls(self) -> tuple[xr.Dataset, ...]:
+        """The same measures of base and every control."""
+
+    def summary(self) -> pd.DataFrame:
+        """One row a finding."""
+
+
+@contextlib.contextmanager
+def house_style() -> Iterator[None]:
+    """Draw in the house style whatever the caller's own settings are; those come back afterwards."""
+    with matplotlib.style.context(["default", _RC]):
+        yield
+
+
+def has(data: xr.Dataset, name: str) -> bool:
+    """Whether `name` was measured and holds at least one number."""
+    return name in data and bool(np.isfinite(data[name].values).any())
+
+
+def need(data: xr.Dataset, names: tuple[str, ...], measure: str) -> tuple[str, ...]:
+    """Those of `names` that were measured.
+
+    Raises:
+        MeasureError: none was; the message names the measure to ask for.
+    """
+    found = tuple(name for name in names if has(data, name))
+    if not found:
+        raise MeasureError(
+            f"this comparison has no {' or '.join(names)}; ask for it: compare(..., measures=[{measure!r}, ...])"
+        )
+    return found
+
+
+def units(array: xr.DataArray, default: str) -> str:
+    """The unit that the array carries, or `default`."""
+    return str(array.attrs.get("units") or default)
+
+
+def change(array: xr.DataArray) -> xr.DataArray:
+    """Tuned minus base."""
+    return array.sel(model="tuned", drop=True) - array.sel(model="base", drop=True)
+
+
+def average(array: xr.DataArray, *keep: str) -> np.ndarray:
+    """Mean over every dimension but `keep`, ignoring padding."""
+    others = [d for d in array.dims if d not in keep]
+    return array.mean(others).transpose(*keep).values.astype(float)
+
+
+def quartiles(array: xr.DataArray, along: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """First and third quartile over prompts at every point of `along`; None where there is but one prompt."""
+    if "prompt" not in array.dims or array.sizes["prompt"] < 2:
+        return None
+    others = [d for d in array.dims if d not in ("prompt", along)]
+    values = array.mean(others).transpose("prompt", along).values.astype(float)
+    low, high = np.full((2, values.shape[1]), np.nan)
+    for i, column in enumerate(values.T):
+        known = column[np.isfinite(column)]
+        if len(known) > 1:
+            low[i], high[i] = np.quantile(known, (0.25, 0.75))
+    return low, high
+
+
+def number(value: float, *, signed: bool = False) -> str:
+    """Three significant digits with a true minus sign; NaN is a dash."""
+    if not np.isfinite(value):
+        return "–"
+    digits = max(0, 2 - int(np.floor(np.log10(abs(value))))) if value and abs(value) >= 1e-3 else 0
+    text = f"{value:.{min(digits, 3)}f}" if value == 0 or abs(value) >= 1e-3 else f"{value:.1e}"
+    sign = "+" if signed and value > 0 else ""
+    return sign + text.replace("-", "−")
+
+
+def span(low: float, high: float) -> str:
+    """A range in words; one number where both ends read the same."""
+    ends = [number(low), number(high)]
+    return ends[0] if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
+
+
+def zero_line(ax: Axes, *, vertical: bool = False) -> None:
+    """A thin line at zero."""
+    (ax.axvline if vertical else ax.axhline)(0, color=INK, linewidth=0.7, zorder=1)
+
+
+def band_patch() -> Patch:
+    """The legend's entry for a shaded band."""
+    return Patch(facecolor="#bbbbbb", alpha=0.5, linewidth=0, label="middle half of prompts")
+
+
+def index_ticks(count: int, most: int = 13) -> list[int]:
+    """Evenly spaced indices, first one included, at most `most` of them."""
+    step = -(-count // most)
+    if step > 2:  # steps that a reader counts in
+        step = next(s for s in (4, 5, 8, 10, 16, 20, 32, 50, 64, 100, 128, 256, 512, 1024) if s >= step)
+    return list(range(0, count, step))
