@@ -49,16 +49,23 @@ def columns_text(lines: Sequence[tuple[str, ...]]) -> str:
     return "\n".join(rows)
 
 
-def notes(frame: pd.DataFrame, data: xr.Dataset) -> list[str]:
-    """What a reader must know to read the summary rightly."""
+def interval_notes(data: xr.Dataset) -> list[str]:
+    """What the number of prompts does not allow."""
     groups = len(np.unique(data["group"].values))
     found = []
     if groups < MIN_PROMPTS:
         found.append(f"No intervals: {groups} different prompts, and under {MIN_PROMPTS} a bootstrap says nothing.")
     if groups < SPLIT_PROMPTS:
         found.append(
-            f"Under {SPLIT_PROMPTS} different prompts the largest of many are chosen and estimated on the same ones."
+            f"Under {SPLIT_PROMPTS} different prompts the largest of many are chosen and estimated on the same prompts,"
+            " so expect them to shrink on others."
         )
+    return found
+
+
+def notes(frame: pd.DataFrame, data: xr.Dataset) -> list[str]:
+    """What a reader must know to read the summary rightly."""
+    found = interval_notes(data)
     if frame["control_low"].isna().all():
         found.append("No null runs: this shows that the two models differ here, not that the reward did it (control=).")
     return found

@@ -16,6 +16,7 @@ from interp.plot.text import clean
 from interp.report import views
 from interp.report.figures import SPECS, draw
 from interp.report.verdict import verdict
+from interp.text import interval_notes
 
 
 def render(cmp: Result) -> str:
@@ -49,6 +50,7 @@ def render(cmp: Result) -> str:
         attention_json=views.embed(patterns),
         controls=len(cmp.controls),
         missing=missing,
+        notes=interval_notes(data),
         provenance=views.provenance(data),
         css=Markup(_resource("page.css")),
         js=Markup(_resource("page.js")),

@@ -10,8 +10,7 @@ import xarray as xr
 
 from interp.plot.style import Result, change, has, number, span
 from interp.plot.text import visible
-
-FEWEST_FOR_INTERVAL = 8
+from interp.stats import MIN_PROMPTS
 
 
 def verdict(cmp: Result) -> list[str]:
@@ -60,8 +59,8 @@ def _behaviour(data: xr.Dataset, table: pd.DataFrame) -> list[str]:
     if np.isfinite(low) and np.isfinite(high):
         text += f" (95\u00a0% interval {span(low, high) if estimate > 0 else span(-high, -low)})"
         after = "" if low > 0 or high < 0 else " The interval holds 0, so the direction is open."
-    elif count < FEWEST_FOR_INTERVAL:
-        after = f" No interval is given under {FEWEST_FOR_INTERVAL} prompts."
+    else:
+        after = f" No interval is given under {MIN_PROMPTS} different prompts."
     return [f"{text}: {tuned} in tuned, {base} in base.{after}", *_against_controls(row, estimate)]
 
 

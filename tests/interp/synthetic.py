@@ -107,6 +107,7 @@ def _dataset(
     _strings(data, rng, sizes, answers)
     _patterns(data, coords, rng, positions)
     out = xr.Dataset(data, coords=coords).set_coords("text")
+    out = out.assign_coords(group=("prompt", np.arange(prompts)))
     for name in out.data_vars:
         out[name].attrs = {
             "long_name": str(name).replace("_", " "),

@@ -167,7 +167,7 @@ def test_verdict_turns_with_the_sign_and_admits_doubt(cmp):
 
 def test_verdict_claims_no_cause_without_controls():
     few = " ".join(verdict(make(prompts=3, controls=0)))
-    assert "not that the reward is the cause" in few and "No interval is given under 8 prompts" in few
+    assert "not that the reward is the cause" in few and "No interval is given under 8 different prompts" in few
     assert "Over 3 prompts" in few and "On one prompt" in " ".join(verdict(make(prompts=1, controls=0)))
     assert "shows no spread" in " ".join(verdict(make(controls=1)))
     assert "prefers" not in " ".join(verdict(make(answers=False)))
