@@ -51,6 +51,7 @@ class _Table:
         *,
         rows: np.ndarray | None = None,
         null: ByPrompt | None = None,
+        of_base: bool = False,
         completeness: float = float("nan"),
     ) -> Row:
         """One finding whose unit is the prompt: its mean, interval and range among the null runs.
@@ -62,13 +63,15 @@ class _Table:
             units: units of the numbers.
             rows: prompts that estimate it; None is all.
             null: what is taken of a null run, where it is not `values`; its mean is reported.
+            of_base: it says something of base alone, which null runs share.
             completeness: completeness error of an attribution.
         """
         sample = np.asarray(values(self.data), dtype=np.float64)
         chosen = sample if rows is None else sample[rows]
         groups = self.groups if rows is None else self.groups[rows]
         estimate, lower, upper = bootstrap_mean(chosen, groups, seed=self.seed)
-        low, high = null_range([float(np.nanmean((null or values)(control))) for control in self.controls])
+        nulls = [] if of_base else [float(np.nanmean((null or values)(control))) for control in self.controls]
+        low, high = null_range(nulls)
         count = int(np.isfinite(chosen).sum())
         cells = (reading, finding, estimate, lower, upper, units, count, low, high, completeness)
         return dict(zip(COLUMNS, cells, strict=True))
@@ -193,7 +196,7 @@ def _logit_diff(table: _Table) -> Iterator[Row]:
     pair, reading = _pair_name(table.data), "logit difference"
     yield table.row(reading, f"{pair}: tuned minus base", _difference("logit_diff"), "logits")
     for model in ("base", "tuned"):
-        yield table.row(reading, f"{pair}: {model}", _of_model("logit_diff", model), "logits")
+        yield table.row(reading, f"{pair}: {model}", _of_model("logit_diff", model), "logits", of_base=model == "base")
     for answer, token in (("answer", "answer_token"), ("alternative", "other_token")):
         name = _one_or(table.data[token], answer)
         yield table.row(
@@ -311,4 +314,4 @@ def _reward(table: _Table) -> Iterator[Row]:
 
     yield table.row("reward", f"{name}: tuned's samples minus base's", difference, units)
     for source in ("base", "tuned"):
-        yield table.row("reward", f"{name}: {source}'s samples", of(source), units)
+        yield table.row("reward", f"{name}: {source}'s samples", of(source), units, of_base=source == "base")

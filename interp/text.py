@@ -29,13 +29,19 @@ def text_rows(frame: pd.DataFrame) -> list[tuple[str, ...]]:
     lines = [("reading", "finding", "estimate", *shown, "units", "n")]
     for row in frame.itertuples():
         ranges = {
-            "95 % interval": "" if np.isnan(row.lower) else f"[{row.lower:.4g}, {row.upper:.4g}]",
-            "null runs": "" if np.isnan(row.control_low) else f"[{row.control_low:.4g}, {row.control_high:.4g}]",
+            "95 % interval": _range(row.lower, row.upper),
+            "null runs": _range(row.control_low, row.control_high),
         }
         lines.append(
             (row.reading, row.finding, f"{row.estimate:.4g}", *(ranges[n] for n in shown), row.units, str(row.n or ""))
         )
     return lines
+
+
+def _range(low: float, high: float) -> str:
+    if np.isnan(low):
+        return ""
+    return f"{low:.4g}" if low == high else f"[{low:.4g}, {high:.4g}]"
 
 
 def columns_text(lines: Sequence[tuple[str, ...]]) -> str:
