@@ -116,14 +116,21 @@ def atomic_folder(path: str | os.PathLike[str], *, owned_by: str, overwrite: boo
         raise InterpError(f"cannot write {target}: {os_reason(error)}") from error
     try:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)
+        _ordinary_permissions(temporary)
         _swap(temporary, target)
     except OSError as error:
         raise InterpError(f"cannot write {target}: {os_reason(error)}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _ordinary_permissions(folder: Path) -> None:
+    """What the umask allows: temporary folders and files written by safetensors are closed to everyone else."""
+    umask = os.umask(0)
+    os.umask(umask)
+    folder.chmod(0o777 & ~umask)
+    for path in folder.rglob("*"):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
 
 
 def _swap(temporary: Path, target: Path) -> None:

@@ -37,6 +37,15 @@ def test_a_folder_is_whole_or_absent(tmp_path):
     assert list(tmp_path.iterdir()) == [out]
 
 
+def test_a_folder_can_be_read_by_whom_the_umask_allows(tmp_path):
+    with io.atomic_folder(tmp_path / "out", owned_by="me") as folder:
+        (folder / "sub").mkdir()
+        (folder / "sub" / "me").write_text("1")
+        (folder / "sub" / "me").chmod(0o600)
+    (tmp_path / "plain").write_text("")
+    assert (tmp_path / "out" / "sub" / "me").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_an_earlier_result_is_replaced_only_when_asked_and_only_if_it_is_one(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
