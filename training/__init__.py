@@ -1,0 +1,30 @@
+"""Making pairs: a base model, a reward and some prompts go in, a `CheckpointPair` comes out.
+
+from training import RLHFConfig, train
+pair = train(RLHFConfig.load("recipes/stories3M_positive.toml"), "runs/positive")
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from training.config import RLHFConfig
+    from training.run import check, train
+
+__all__ = ["RLHFConfig", "check", "train"]
+
+_HOMES = {"RLHFConfig": "training.config", "check": "training.run", "train": "training.run"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: `import training` itself loads nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'training' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
