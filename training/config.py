@@ -113,6 +113,9 @@ class TrainConfig:
     total_steps: int = setting(800, "optimiser steps", low=1)
     batch_size: int = setting(32, "rollouts in an optimiser step", low=1)
     learning_rate: float = setting(1e-4, "learning rate of Adam, constant", above=0)
+    value_learning_rate: float | None = setting(
+        None, "learning rate of the value head, which starts from nothing; default learning_rate", above=0
+    )
     max_grad_norm: float = setting(1.0, "the gradient is scaled down to this 2-norm", above=0)
     eval_samples: int = setting(4, "samples of each held-out prompt in the evaluation", low=1)
     controls: tuple[str, ...] = setting(

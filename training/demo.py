@@ -64,6 +64,7 @@ def config(seed: int) -> RLHFConfig:
                 "total_steps": 160,
                 "batch_size": 64,
                 "learning_rate": 1.5e-4,
+                "value_learning_rate": 5e-3,
                 "controls": ["shuffled"],
                 "timings": False,
             },

@@ -87,7 +87,10 @@ class PPO:
         self.value_head = ValueHead(inner.get_text_config().hidden_size, derive(self.seed, "value head"))
         self.value_head.to(first.device)
         self.parameters = [p for p in (*model.parameters(), *self.value_head.parameters()) if p.requires_grad]
-        self.optimizer = torch.optim.Adam(self.parameters, lr=config.train.learning_rate)
+        policy = {"params": [p for p in model.parameters() if p.requires_grad], "lr": config.train.learning_rate}
+        rate = config.train.value_learning_rate or config.train.learning_rate
+        head = {"params": list(self.value_head.parameters()), "lr": rate}
+        self.optimizer = torch.optim.Adam([policy, head])
         self.scaler = RewardScaler(config.ppo.scale_reward, config.ppo.cliprange_reward)
         self.step = 0
 

@@ -11,24 +11,35 @@ import typer
 
 from interp.errors import ConfigError
 
+_SHOWN = {"loss": "loss", "reward_mean": "reward", "kl": "KL", "length": "length", "accuracy": "accuracy"}
+_LINES = 10  # lines a stage prints where there is no terminal to keep one line alive on
+
+
+def _progress_text(event: dict[str, Any]) -> str:
+    """One event of training as a line: stage, step, and the figures a person watches."""
+    figures = [f"{word} {event[key]:.3g}" for key, word in _SHOWN.items() if event.get(key) is not None]
+    which = f" of {event['model']}" if "model" in event else ""
+    steps = f"{event['step']}/{event['steps']}" if event.get("steps", 1) > 1 else ""
+    return "  ".join(filter(None, [f"{event['stage']}{which}", steps, *figures]))
+
 
 @contextmanager
 def progress_lines() -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A callback that prints training's events: a live line on a terminal, a line now and then elsewhere."""
+    """A callback that shows training's events: a live line on a terminal, a few lines a stage elsewhere."""
     from rich.console import Console
 
     console = Console(stderr=True)
-    with console.status("") as status:
-        seen = 0
+    with console.status("starting") as status:
+        shown: tuple[str, int] = ("", -1)
 
         def show(event: dict[str, Any]) -> None:
-            nonlocal seen
-            cells = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in event.items() if v is not None]
-            line = "  ".join(cells)
+            nonlocal shown
+            line = _progress_text(event)
             status.update(line)
-            seen += 1
-            if not console.is_terminal and seen % 20 == 1:
+            part = (event["stage"] + event.get("model", ""), event["step"] * _LINES // event["steps"])
+            if part != shown and (not console.is_terminal or part[0] != shown[0]):
                 console.print(line, highlight=False, markup=False, soft_wrap=True)
+            shown = part
 
         yield show
 
