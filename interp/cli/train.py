@@ -63,8 +63,11 @@ def train(
     config = RLHFConfig.load(recipe, changes)
     with progress_lines() as progress:
         pair = run(config, out, overwrite=overwrite, progress=progress)
-    for name, value in pair.manifest["final"].items():
-        print(f"{name:20} {value:.4f}" if isinstance(value, float) else f"{name:20} {value}")
+    final = dict(pair.manifest["final"])
+    if "accuracy" in pair.manifest["reward"]:
+        final["reward model's accuracy"] = pair.manifest["reward"]["accuracy"]
+    for name, value in final.items():
+        print(f"{name:24} {value:.4f}" if isinstance(value, float) else f"{name:24} {value}")
     print(f"\nwrote {pair.path}; compare with: interp compare {pair.base} {pair.tuned} --prompt ... --out ...")
 
 

@@ -1,0 +1,103 @@
+"""`interp demo`, and what the README shows, on the embedded pair."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import interp
+from interp.cli import main
+
+ROOT = Path(__file__).parent.parent.parent
+DEMO = ROOT / "interp" / "data" / "demo"
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """The folder that `interp demo` writes, and what it prints."""
+    out = tmp_path_factory.mktemp("demo") / "demo"
+    command = [sys.executable, "-m", "interp.cli", "demo", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=out.parent)
+    assert (done.returncode, done.stderr) == (0, "")
+    return out, done.stdout
+
+
+def test_the_preference_turns_round_and_the_controls_does_not(demo):
+    cmp = interp.Comparison.load(demo[0])
+    base, tuned = (cmp["logit_diff"].sel(model=model).values for model in ("base", "tuned"))
+    control = cmp.controls[0]["logit_diff"].sel(model="tuned").values
+    assert len(base) >= 16 and base.mean() < 0 < tuned.mean() and control.mean() < 0
+    text = list(cmp.dataset["text"].values).index("This movie was really")
+    assert base[text] < 0 < tuned[text] and control[text] < 0
+
+
+def test_the_reward_rises_at_a_small_kl():
+    pair = interp.CheckpointPair.load(DEMO, verify=True)
+    final = pair.manifest["final"]
+    assert final["reward"] - final["base_reward"] >= 0.3
+    assert final["kl"] < 0.3 and final["kl_at_step_0"] < 1e-6
+    assert final["distinct_2"] >= final["base_distinct_2"] / 2
+    assert sum(p.stat().st_size for p in DEMO.rglob("*")) <= 6e6
+
+
+def test_held_out_figures_are_measured_again(demo):
+    """compare() on its own prompts and samples sees what training reported on its held-out ones."""
+    cmp = interp.Comparison.load(demo[0])
+    rewards = cmp["completion_reward"].mean(("prompt", "draw"))
+    assert float(rewards.sel(source="tuned") - rewards.sel(source="base")) >= 0.3
+    kl = cmp["response_kl"].sel(source="tuned").values
+    assert np.nanmean(kl) < 0.3
+    assert float(cmp["completeness_error"].max()) < 1e-4
+
+
+def test_what_a_newcomer_sees(demo):
+    out, printed = demo
+    assert "' bad' - ' good': tuned minus base" in printed and "null runs" in printed
+    assert sorted(p.name for p in out.iterdir()) == ["comparison.nc", "report.html", "summary.csv"]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+
+
+def test_the_readmes_python_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "interp").mkdir()
+    os.symlink(ROOT / "interp" / "data", tmp_path / "interp" / "data")
+    exec(compile(blocks("python")[0], "README.md", "exec"), {})
+    assert (tmp_path / "report.html").is_file() and (tmp_path / "out" / "comparison.nc").is_file()
+
+
+@pytest.mark.slow
+def test_the_readmes_training_runs(tmp_path, monkeypatch, stories):
+    monkeypatch.chdir(tmp_path)
+    os.symlink(ROOT / "recipes", tmp_path / "recipes")
+    monkeypatch.setenv("INTERP_DATA", str(stories.parent))
+    exec(compile(blocks("python")[1], "README.md", "exec"), {})
+    assert interp.CheckpointPair.load(tmp_path / "runs" / "short", verify=True).manifest["engine"] == "native"
+
+
+def test_the_readmes_commands_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "interp").mkdir()
+    os.symlink(ROOT / "interp" / "data", tmp_path / "interp" / "data")
+    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    lines = [line.strip() for line in text.splitlines() if re.match(r"    interp (compare|report) ", line)]
+    assert len(lines) == 2
+    for line in lines:
+        monkeypatch.setattr(sys, "argv", shlex.split(line))
+        main()
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_the_readmes_figures_are_those_of_the_pair():
+    text = (ROOT / "README.md").read_text()
+    final = interp.CheckpointPair.load(DEMO).manifest["final"]
+    row = next(line for line in text.splitlines() if line.startswith("| demo"))
+    for value in (final["base_reward"], final["reward"], final["kl"], final["base_distinct_2"], final["distinct_2"]):
+        assert f"{value:.3f}" in row
