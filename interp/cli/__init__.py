@@ -27,10 +27,11 @@ for command in (compare, report, demo, train):
     app.command()(command)
 
 
-def _version(asked: bool) -> None:
+def _version(asked: bool) -> bool:
     if asked:
         print(f"rlhf-interp {__version__}")
         raise typer.Exit
+    return asked
 
 
 @app.callback()

@@ -91,7 +91,9 @@ def test_the_readmes_commands_run(tmp_path, monkeypatch):
     assert len(lines) == 2
     for line in lines:
         monkeypatch.setattr(sys, "argv", shlex.split(line))
-        main()
+        with pytest.raises(SystemExit) as stop:
+            main()
+        assert not stop.value.code
     assert (tmp_path / "out" / "report.html").is_file()
 
 
