@@ -18,7 +18,7 @@ import torch
 import xarray as xr
 
 from interp import __version__
-from interp.engine import run_measures
+from interp.engine import Settings, run_measures
 from interp.errors import FormatError, MeasureError, PromptError, TokenizerMismatch
 from interp.io import atomic_folder
 from interp.measures import check_measures
@@ -192,16 +192,8 @@ def compare(
     for other in others:
         _check_same_shape(first, other, check_tokens=tokenizer is None)
     scorer = RewardModel.load(reward, device=device, allow_pickle=allow_pickle) if reward is not None else None
-    datasets = run_measures(
-        first,
-        others,
-        prompts,
-        names,
-        batch_size=batch_size,
-        seed=seed,
-        max_new_tokens=max_new_tokens,
-        reward=scorer,
-    )
+    run = Settings(names, batch_size, seed, max_new_tokens, scorer)
+    datasets = run_measures(first, others, prompts, run)
     settings = {
         "measures": list(names),
         "batch_size": batch_size,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -40,18 +41,27 @@ def check_lengths(tokens: TokenizedPrompts, policies: Sequence[Policy]) -> None:
             raise PromptError(f"prompt {index} has {length} tokens, the models read {min(limits)}; shorten it")
 
 
-def run_measures(
-    base: Policy,
-    others: Sequence[Policy],
-    prompts: Prompts,
-    names: Sequence[str],
-    *,
-    batch_size: int,
-    seed: int,
-    max_new_tokens: int,
-    reward: RewardModel | None,
-) -> list[xr.Dataset]:
-    """Take the named measures of base against each of `others`.
+@dataclass(frozen=True)
+class Settings:
+    """How measures are taken.
+
+    Attributes:
+        measures: names from `interp.measures.MEASURES`.
+        batch_size: prompts a forward pass.
+        seed: seed of sampled responses.
+        max_new_tokens: longest sampled response.
+        reward: scores sampled responses.
+    """
+
+    measures: tuple[str, ...]
+    batch_size: int
+    seed: int
+    max_new_tokens: int
+    reward: RewardModel | None
+
+
+def run_measures(base: Policy, others: Sequence[Policy], prompts: Prompts, settings: Settings) -> list[xr.Dataset]:
+    """Take the measures of base against each of `others`.
 
     A batch of base's activations is traced once and freed when every other model has been measured against it.
 
@@ -59,11 +69,7 @@ def run_measures(
         base: base model.
         others: models compared with it.
         prompts: what they read.
-        names: measures, from `interp.measures.MEASURES`.
-        batch_size: prompts a forward pass.
-        seed: seed of sampled responses.
-        max_new_tokens: longest sampled response.
-        reward: scores sampled responses.
+        settings: which measures, and how.
 
     Returns:
         One Dataset for each of `others`.
@@ -73,53 +79,40 @@ def run_measures(
     """
     tokens = prompts.tokenize(base.tokenizer)
     check_lengths(tokens, [base, *others])
-    chosen = {name: TRACE_MEASURES[name] for name in names if name in TRACE_MEASURES}
-    sites: list[Site] = sorted({site for measure in chosen.values() for site in measure.sites(base)})
+    chosen = [TRACE_MEASURES[name] for name in settings.measures if name in TRACE_MEASURES]
+    sites: list[Site] = sorted({site for measure in chosen for site in measure.sites(base)})
     pieces: list[list[xr.Dataset]] = [[] for _ in others]
-    if chosen:
-        for batch in tokens.batches(batch_size):
-            trace = base.trace(batch, sites)
-            for index, other in enumerate(others):
-                tuned = other.trace(batch, sites)
-                pieces[index].append(xr.merge([m.function(trace, tuned) for m in chosen.values()]))
-    return [
-        _assemble(base, other, prompts, tokens, names, piece, batch_size, seed, max_new_tokens, reward)
-        for other, piece in zip(others, pieces, strict=True)
-    ]
+    for batch in tokens.batches(settings.batch_size) if chosen else ():
+        trace = base.trace(batch, sites)
+        for index, other in enumerate(others):
+            tuned = other.trace(batch, sites)
+            pieces[index].append(xr.merge([measure.function(trace, tuned) for measure in chosen]))
+    texts = _texts(base, prompts, tokens)
+    traced = [xr.merge([texts, concatenate(piece)], join="outer") if piece else texts for piece in pieces]
+    return [_add_untraced(data, base, other, tokens, settings) for data, other in zip(traced, others, strict=True)]
 
 
-def _assemble(
-    base: Policy,
-    other: Policy,
-    prompts: Prompts,
-    tokens: TokenizedPrompts,
-    names: Sequence[str],
-    pieces: list[xr.Dataset],
-    batch_size: int,
-    seed: int,
-    max_new_tokens: int,
-    reward: RewardModel | None,
+def _add_untraced(
+    data: xr.Dataset, base: Policy, other: Policy, tokens: TokenizedPrompts, settings: Settings
 ) -> xr.Dataset:
-    result = _texts(base, prompts, tokens)
-    if pieces:
-        result = xr.merge([result, concatenate(pieces)], join="outer")
-    if "weights" in names:
-        result = xr.merge([result, weights(base, other)])
-    if "attention" in names:
-        result = xr.merge([result, _examples(base, other, tokens, result["pattern_js"])])
-    if "completions" in names:
+    """Add what no batch of traces gives: weights, attention to look at, sampled responses."""
+    if "weights" in settings.measures:
+        data = xr.merge([data, weights(base, other)])
+    if "attention" in settings.measures:
+        data = xr.merge([data, _examples(base, other, tokens, data["pattern_js"])])
+    if "completions" in settings.measures:
         drawn = completions(
             base,
             other,
             tokens.prompt_ids,
-            reward=reward,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            seed=seed,
+            reward=settings.reward,
+            max_new_tokens=settings.max_new_tokens,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
         )
         # Given and sampled responses share their variables and differ in `source`.
-        result = _fill_strings(result.combine_first(drawn)) if "response_kl" in result else xr.merge([result, drawn])
-    return result
+        data = _fill_strings(data.combine_first(drawn)) if "response_kl" in data else xr.merge([data, drawn])
+    return data
 
 
 def concatenate(pieces: Sequence[xr.Dataset]) -> xr.Dataset:

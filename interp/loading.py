@@ -20,6 +20,7 @@ from interp.families import family_of
 from interp.io import read_json, sha256
 
 Head = Literal["causal", "classifier"]
+Source = str | os.PathLike[str] | nn.Module
 _HEAD_SUFFIX = {"causal": ("LMHeadModel", "ForCausalLM"), "classifier": ("ForSequenceClassification",)}
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -206,6 +207,32 @@ def load_tokenizer(
             raise
         except Exception as error:  # tokenizers raises bare Exception on a damaged file
             raise _failed(error, name, "tokenizer") from error
+
+
+def load_both(
+    source: Source, tokenizer: Any, *, revision: str | None, trust_remote_code: bool, **options: Any
+) -> tuple[nn.Module, Any]:
+    """A model and its tokenizer.
+
+    Args:
+        source: folder, hub id, or a loaded module, which is taken as it is.
+        tokenizer: a tokenizer, or where to load one from; None: the one at `source`.
+        revision: revision of a hub id.
+        trust_remote_code: handed to transformers.
+        options: what else `load_model` takes.
+
+    Raises:
+        LoadError: see `load_model` and `load_tokenizer`; or a loaded module came without a tokenizer.
+    """
+    hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if isinstance(source, nn.Module):
+        if tokenizer is None:
+            raise LoadError(f"a loaded {type(source).__name__} comes without a tokenizer; pass tokenizer= as well")
+        model = source
+    else:
+        model = load_model(source, **hub, **options)
+        tokenizer = source if tokenizer is None else tokenizer
+    return model, load_tokenizer(tokenizer, **hub) if isinstance(tokenizer, (str, os.PathLike)) else tokenizer
 
 
 def describe_source(source: Any, *, revision: str | None = None) -> dict[str, Any]:

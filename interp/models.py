@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,12 +15,11 @@ from torch import Tensor, nn
 from interp.errors import FidelityError, InterpError, LoadError
 from interp.families import Parts
 from interp.hooks import Site, capture
-from interp.loading import describe_source, load_model, load_tokenizer
+from interp.loading import Source, describe_source, load_both, load_model, load_tokenizer
 from interp.prompts import Batch, make_batch
+from interp.sampling import evaluating
 
-__all__ = ["Policy", "RewardModel", "Trace", "describe_source", "load_model", "load_tokenizer"]
-
-Source = str | os.PathLike[str] | nn.Module
+__all__ = ["Policy", "RewardModel", "Source", "Trace", "describe_source", "load_model", "load_tokenizer"]
 
 
 @contextlib.contextmanager
@@ -32,19 +30,14 @@ def as_found(model: nn.Module, *, eager: bool = False) -> Iterator[None]:
         model: a model of transformers.
         eager: use eager attention meanwhile, the one kernel that returns its patterns.
     """
-    training = [module for module in model.modules() if module.training]
     config: Any = model.config
     kernel = config._attn_implementation
     try:
-        for module in training:
-            module.training = False
         if eager and kernel != "eager":
             model.set_attn_implementation("eager")  # type: ignore[operator]
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             yield
     finally:
-        for module in training:
-            module.training = True
         if config._attn_implementation != kernel:
             model.set_attn_implementation(kernel)  # type: ignore[operator]
 
@@ -126,17 +119,15 @@ class Policy:
         """
         if isinstance(source, Policy):
             return source
-        options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-        if isinstance(source, nn.Module):
-            if tokenizer is None:
-                raise LoadError(f"a loaded {type(source).__name__} comes without a tokenizer; pass tokenizer= as well")
-            model = source
-        else:
-            model = load_model(source, dtype=dtype, device=device, allow_pickle=allow_pickle, **options)
-        if tokenizer is None:
-            tokenizer = load_tokenizer(source, **options)  # type: ignore[arg-type]
-        elif isinstance(tokenizer, (str, os.PathLike)):
-            tokenizer = load_tokenizer(tokenizer, **options)
+        model, tokenizer = load_both(
+            source,
+            tokenizer,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            dtype=dtype,
+            device=device,
+            allow_pickle=allow_pickle,
+        )
         parts = Parts(model)
         policy = cls(model, tokenizer, parts, _describe(source, model, parts, revision))
         if check:
@@ -308,19 +299,18 @@ class RewardModel:
         """
         if isinstance(source, RewardModel):
             return source
-        options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-        if isinstance(source, nn.Module):
-            if tokenizer is None:
-                raise LoadError(f"a loaded {type(source).__name__} comes without a tokenizer; pass tokenizer= as well")
-            model = source
-        else:
-            model = load_model(
-                source, head="classifier", dtype=dtype, device=device, allow_pickle=allow_pickle, **options
-            )
-        if tokenizer is None or isinstance(tokenizer, (str, os.PathLike)):
-            tokenizer = load_tokenizer(source if tokenizer is None else tokenizer, **options)  # type: ignore[arg-type]
         if output not in ("probability", "logit"):
             raise LoadError(f'output is "probability" or "logit", not {output!r}')
+        model, tokenizer = load_both(
+            source,
+            tokenizer,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            head="classifier",
+            dtype=dtype,
+            device=device,
+            allow_pickle=allow_pickle,
+        )
         config: Any = model.config
         labels = list(config.label2id)
         if label is None and len(labels) == 1:

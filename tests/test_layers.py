@@ -10,12 +10,12 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Lowest first; modules of one row may import each other.
 ORDER = [
-    ["errors"], ["io"], ["prompts", "pair"], ["sampling"], ["families"], ["hooks"], ["loading"], ["models"], ["stats"],
-    ["measures", "patching"], ["engine", "circuits", "reward"], ["summary", "text"], ["plot", "report"], ["comparison"],
+    ["errors"], ["io"], ["prompts", "pair"], ["sampling", "divergences"], ["families"], ["hooks"], ["loading"], ["models"],
+    ["stats"], ["measures", "patching"], ["engine", "circuits", "reward"], ["summary", "text"], ["plot", "report"], ["comparison"],
     ["cli"],
 ]  # fmt: skip
 LEVEL = {name: level for level, row in enumerate(ORDER) for name in row}
-FOR_TRAINING = {"errors", "io", "prompts", "pair", "sampling", "families", "loading", "models"}
+FOR_TRAINING = {"errors", "io", "prompts", "pair", "sampling", "divergences", "families", "loading", "models"}
 
 
 def imports(path: Path) -> set[str]:

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import nn
 
-from training.losses import distinct_n, kl_exact
+from interp.divergences import kl_divergence
+from training.losses import distinct_n
 from training.reward import Reward
 from training.rollouts import Sampler, Texts, read_responses, split
 
@@ -63,7 +64,7 @@ def evaluate(
     total = 0.0
     with torch.no_grad():
         for chunk in split(drawn, batch_size):
-            kl = kl_exact(read_responses(model, chunk)[0], read_responses(reference, chunk)[0])
+            kl = kl_divergence(read_responses(model, chunk)[0], read_responses(reference, chunk)[0])
             total += float(kl[chunk.response_mask].double().sum())
     tokens = int(drawn.response_mask.sum())
     return Evaluation(

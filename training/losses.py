@@ -32,15 +32,6 @@ def entropy(logits: Float[Tensor, "... vocab"]) -> Float[Tensor, " ..."]:
     return -_weighted(log_p.exp(), log_p).sum(dim=-1)
 
 
-def kl_exact(
-    logits_tuned: Float[Tensor, "... vocab"], logits_base: Float[Tensor, "... vocab"]
-) -> Float[Tensor, " ..."]:
-    """KL(tuned || base) in nats over the whole vocabulary, sum p (log p - log q), in float32 or better."""
-    log_p = torch.log_softmax(_at_least_float32(logits_tuned), dim=-1)
-    log_q = torch.log_softmax(_at_least_float32(logits_base), dim=-1)
-    return _weighted(log_p.exp(), log_p - log_q).sum(dim=-1)
-
-
 def kl_estimate(logprobs_tuned: Float[Tensor, " ..."], logprobs_base: Float[Tensor, " ..."]) -> Float[Tensor, " ..."]:
     """The k3 estimate of KL(tuned || base) in nats from tokens that tuned sampled: exp(-d) - 1 + d.
 

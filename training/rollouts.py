@@ -14,10 +14,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from interp.divergences import kl_divergence
 from interp.errors import TrainingError
 from interp.sampling import Samples, accepted, concatenate, end_ids, full_sequences, positions, sample
 from training.config import GenerateConfig
-from training.losses import entropy, kl_exact, logprobs_of
+from training.losses import entropy, logprobs_of
 from training.reward import Reward
 from training.seeding import derive, permutation, seeded
 
@@ -207,7 +208,7 @@ def collect(
             reference_logits, _ = read_responses(reference, chunk)
             columns["logprobs"].append(logprobs_of(logits, chunk.response_ids))
             columns["reference_logprobs"].append(logprobs_of(reference_logits, chunk.response_ids))
-            columns["kl"].append(kl_exact(logits, reference_logits))
+            columns["kl"].append(kl_divergence(logits, reference_logits))
             columns["entropy"].append(entropy(logits))
             assert values is not None
             columns["values"].append(values)

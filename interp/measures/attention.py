@@ -9,9 +9,9 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.divergences import js_divergence
 from interp.hooks import Site
 from interp.measures.arrays import MODELS, dataset, stack_models, variable
-from interp.measures.logits import js_divergence
 from interp.models import Policy, Trace
 from interp.prompts import Batch
 

@@ -7,9 +7,10 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.divergences import kl_divergence
 from interp.hooks import Site
 from interp.measures.arrays import dataset, stack_models, strings, variable
-from interp.measures.logits import kl_divergence, logit_difference, target_ids
+from interp.measures.logits import logit_difference, target_ids
 from interp.models import Policy, Trace
 from interp.prompts import token_text
 

@@ -7,44 +7,13 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from interp.divergences import js_divergence, kl_divergence
 from interp.measures.arrays import Variable, dataset, stack_models, strings, variable
 from interp.models import Trace
 from interp.prompts import token_text
 
 TOP = 10
 _BLOCK = 64  # positions whose distributions are held at once; their arrays stay in the cache
-
-
-def kl_divergence(tuned: Float[Tensor, "*batch vocab"], base: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch"]:
-    """KL(tuned || base) = sum_v p_tuned(v) log(p_tuned(v) / p_base(v)), exact over the vocabulary.
-
-    Args:
-        tuned: logits of the tuned model, float32 or better.
-        base: logits of the base model on the same tokens.
-
-    Returns:
-        Nats, summed in float64; not below 0, where rounding would put it.
-    """
-    log_p, log_q = tuned.log_softmax(-1), base.log_softmax(-1)
-    p = log_p.exp()
-    terms = torch.where(p > 0, p * (log_p - log_q), torch.zeros_like(p))
-    return terms.sum(-1, dtype=torch.float64).clamp_min(0)
-
-
-def js_divergence(p: Float[Tensor, "*batch outcome"], q: Float[Tensor, "*batch outcome"]) -> Float[Tensor, "*batch"]:
-    """Jensen-Shannon divergence of two distributions, in nats; from 0 (equal) to log 2 (disjoint) (Lin 1991, eq. 3.3).
-
-    JS = 1/2 sum p log(p / m) + 1/2 sum q log(q / m) with m = (p + q) / 2. With d = (p - q) / (p + q), p / m is 1 + d
-    and q / m is 1 - d, which is exact where p equals q.
-
-    Args:
-        p: probabilities over the last dim.
-        q: probabilities of the same shape.
-    """
-    total = p + q
-    d = torch.where(total > 0, (p - q) / total.clamp_min(torch.finfo(total.dtype).tiny), torch.zeros_like(total))
-    terms = torch.special.xlog1py(p, d) + torch.special.xlog1py(q, -d)
-    return 0.5 * terms.sum(-1, dtype=torch.float64).clamp_min(0)
 
 
 def divergences(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from interp.divergences import js_divergence, kl_divergence
 from interp.errors import MeasureError
 from interp.hooks import Site
 from interp.measures import MEASURES, TRACE_MEASURES, check_measures
@@ -13,7 +14,7 @@ from interp.measures.attention import attention, pattern_examples
 from interp.measures.attribution import attribute, attribution, component_names, split, writes
 from interp.measures.completions import completions
 from interp.measures.lens import lens, lens_sites
-from interp.measures.logits import js_divergence, kl, kl_divergence, logit_diff, next_token, target_ids
+from interp.measures.logits import kl, logit_diff, next_token, target_ids
 from interp.measures.weights import ov_factors, qk_factors, relative_change, weights
 from interp.models import Policy, RewardModel
 from interp.prompts import Prompts, make_batch

@@ -7,13 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from interp.divergences import kl_divergence
 from training.losses import (
     distinct_n,
     entropy,
     explained_variance,
     gae,
     kl_estimate,
-    kl_exact,
     logprobs_of,
     masked_mean,
     per_token_kl_penalty,
@@ -48,15 +48,15 @@ def test_entropy():
     assert torch.allclose(got, tensor(log(2), -3 / 4 * log(3 / 4) - 1 / 4 * log(1 / 4), 0.0))
 
 
-def test_kl_exact_by_hand():
-    got = kl_exact(tensor([log(3.0), 0.0]), tensor([0.0, 0.0]))
+def test_kl_divergence_by_hand():
+    got = kl_divergence(tensor([log(3.0), 0.0]), tensor([0.0, 0.0]))
     assert got.item() == pytest.approx(3 / 4 * log((3 / 4) / (1 / 2)) + 1 / 4 * log((1 / 4) / (1 / 2)))
-    assert kl_exact(tensor([log(3.0), 0.0]), tensor([log(3.0) + 7, 7.0])).item() == pytest.approx(0)
+    assert kl_divergence(tensor([log(3.0), 0.0]), tensor([log(3.0) + 7, 7.0])).item() == pytest.approx(0)
 
 
-def test_kl_exact_where_tuned_gives_no_probability_and_where_base_gives_none():
-    assert kl_exact(tensor([0.0, -math.inf]), tensor([0.0, 0.0])).item() == pytest.approx(log(2))
-    assert kl_exact(tensor([0.0, 0.0]), tensor([0.0, -math.inf])).item() == math.inf
+def test_kl_divergence_where_tuned_gives_no_probability_and_where_base_gives_none():
+    assert kl_divergence(tensor([0.0, -math.inf]), tensor([0.0, 0.0])).item() == pytest.approx(log(2))
+    assert kl_divergence(tensor([0.0, 0.0]), tensor([0.0, -math.inf])).item() == math.inf
 
 
 def test_kl_estimate_by_hand():
@@ -67,7 +67,7 @@ def test_kl_estimate_by_hand():
 def test_kl_estimate_has_the_exact_kl_as_its_mean():
     p, q = tensor(0.7, 0.2, 0.1), tensor(0.2, 0.5, 0.3)
     # log p and log q are logits of p and q; the mean over tokens drawn from p needs no sampling here.
-    assert (p * kl_estimate(p.log(), q.log())).sum().item() == pytest.approx(kl_exact(p.log(), q.log()).item())
+    assert (p * kl_estimate(p.log(), q.log())).sum().item() == pytest.approx(kl_divergence(p.log(), q.log()).item())
 
 
 def test_per_token_kl_penalty():
@@ -149,7 +149,7 @@ def test_gradients(name):
     functions = {
         "policy": lambda v: ppo_policy_loss(v, y, z, mask, 0.2)[0],
         "value": lambda v: value_loss(v, y, z, mask, 0.2),
-        "kl": lambda v: kl_exact(v, y).sum(),
+        "kl": lambda v: kl_divergence(v, y).sum(),
         "entropy": lambda v: entropy(v).sum(),
     }
     assert torch.autograd.gradcheck(functions[name], (x.requires_grad_(),))
