@@ -10,10 +10,25 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Lowest first; modules of one row may import each other.
 ORDER = [
-    ["errors"], ["io"], ["prompts", "pair"], ["sampling", "divergences"], ["families"], ["hooks"], ["loading"], ["models"],
-    ["stats"], ["measures", "patching"], ["engine", "circuits", "reward"], ["summary", "text"], ["plot", "report"], ["comparison"],
-    ["cli"],
-]  # fmt: skip
+    row.split()
+    for row in """
+    errors
+    io
+    prompts pair
+    sampling divergences
+    families
+    hooks
+    loading
+    models
+    stats
+    measures patching
+    engine circuits reward
+    summary text
+    plot report
+    comparison
+    cli
+    """.strip().splitlines()
+]
 LEVEL = {name: level for level, row in enumerate(ORDER) for name in row}
 FOR_TRAINING = {"errors", "io", "prompts", "pair", "sampling", "divergences", "families", "loading", "models"}
 
