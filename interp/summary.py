@@ -106,9 +106,13 @@ class _Table:
             found = cells(data)
             return found[:, int(np.argmax(np.abs(found.mean(0))))]
 
-        for index in map(int, np.argsort(-np.abs(values[select].mean(0)), kind="stable")[:TOP]):
-            finding = name(index, rows)
-            yield self.row(reading, finding, column(index), units, rows=rows, null=extreme, completeness=completeness)
+        found = [
+            self.row(
+                reading, name(index, rows), column(index), units, rows=rows, null=extreme, completeness=completeness
+            )
+            for index in map(int, np.argsort(-np.abs(values[select].mean(0)), kind="stable")[:TOP])
+        ]
+        yield from sorted(found, key=lambda row: -abs(float(str(row["estimate"]))))
 
     def plain(self, reading: str, finding: str, value: float, null: list[float]) -> Row:
         """One finding that no prompt went into: no interval, no unit."""
