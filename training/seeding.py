@@ -23,6 +23,17 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on one thread within the block, and on as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def permutation(count: int, seed: int) -> list[int]:
     """The numbers 0 to count - 1 in random order."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
