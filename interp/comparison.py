@@ -183,14 +183,7 @@ def compare(
     if batch_size < 1:
         raise PromptError(f"batch_size is at least 1, not {batch_size}")
     options: dict[str, Any] = {"dtype": dtype, "device": device, "allow_pickle": allow_pickle}
-    given = None if tokenizer in ("base", "tuned") else tokenizer
-    first = Policy.load(base, tokenizer=given, **options)
-    shared = given if given is not None else (first.tokenizer if tokenizer == "base" else None)
-    others = [_load_other(source, first, shared, options) for source in [tuned, *_as_list(control)]]
-    if tokenizer == "tuned":
-        first = Policy(first.model, others[0].tokenizer, first.parts, first.description)
-    for other in others:
-        _check_same_shape(first, other, check_tokens=tokenizer is None)
+    first, *others = _load_policies([base, tuned, *_as_list(control)], tokenizer, options)
     scorer = RewardModel.load(reward, device=device, allow_pickle=allow_pickle) if reward is not None else None
     run = Settings(names, batch_size, seed, max_new_tokens, scorer)
     datasets = run_measures(first, others, prompts, run)
@@ -221,11 +214,21 @@ def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def _load_other(source: Any, base: Policy, tokenizer: Any, options: dict[str, Any]) -> Policy:
-    """Load a model beside base; a loaded module without a tokenizer of its own reads with base's."""
-    if tokenizer is None and isinstance(source, torch.nn.Module):
-        tokenizer = base.tokenizer
-    return Policy.load(source, tokenizer=tokenizer, **options)
+def _load_policies(sources: Sequence[Any], tokenizer: Any, options: dict[str, Any]) -> list[Policy]:
+    """Load base and the others, of one shape and one vocabulary.
+
+    A loaded module that comes without a tokenizer reads with base's.
+    """
+    shared = None if tokenizer in ("base", "tuned") else tokenizer
+    base = Policy.load(sources[0], tokenizer=shared, **options)
+    policies = [base]
+    for source in sources[1:]:
+        borrowed = base.tokenizer if tokenizer == "base" or isinstance(source, torch.nn.Module) else None
+        policies.append(Policy.load(source, tokenizer=shared if shared is not None else borrowed, **options))
+        _check_same_shape(base, policies[-1], check_tokens=tokenizer is None)
+    if tokenizer == "tuned":
+        policies[0] = Policy(base.model, policies[1].tokenizer, base.parts, base.description)
+    return policies
 
 
 def _check_same_shape(base: Policy, other: Policy, *, check_tokens: bool) -> None:

@@ -118,6 +118,16 @@ def check_placement(dtype: torch.dtype | str | None, device: torch.device | str 
             ) from error
 
 
+def _check_keys(name: str, report: dict[str, Any]) -> None:
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if report[kind]:
+            example = sorted(map(str, report[kind]))[0]
+            raise LoadError(
+                f"{name}: {len(report[kind])} {kind.replace('_', ' ')} (as {example}), so part of the model would be"
+                " random or dropped; save it again with save_pretrained from the class in its config"
+            )
+
+
 def load_model(
     source: str | os.PathLike[str],
     *,
@@ -174,13 +184,7 @@ def load_model(
             )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise _failed(error, name, "weights") from error
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if report[kind]:
-            example = sorted(map(str, report[kind]))[0]
-            raise LoadError(
-                f"{name}: {len(report[kind])} {kind.replace('_', ' ')} (as {example}), so part of the model would be"
-                " random or dropped; save it again with save_pretrained from the class in its config"
-            )
+    _check_keys(name, report)
     model.eval()
     return model.to(device) if device is not None else model
 

@@ -225,6 +225,11 @@ class TokenizedPrompts:
             yield make_batch(prompts, responses, answers=answers, padding_side=padding_side)
 
 
+def positions(mask: Bool[Tensor, "batch seq"]) -> Int[Tensor, "batch seq"]:
+    """Position ids that count from each row's first real token; 0 on padding."""
+    return (mask.long().cumsum(-1) - 1).clamp_min(0)
+
+
 @dataclass(frozen=True)
 class Batch:
     """Padded token ids.
@@ -244,7 +249,7 @@ class Batch:
     @property
     def position_ids(self) -> Int[Tensor, "batch seq"]:
         """Positions counted from the first real token, as padding must not move them."""
-        return (self.attention_mask.long().cumsum(-1) - 1).clamp_min(0)
+        return positions(self.attention_mask)
 
     @property
     def first(self) -> Int[Tensor, " batch"]:

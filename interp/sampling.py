@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from interp.errors import InterpError, PromptError
+from interp.prompts import make_batch, positions
 
 
 @dataclass(frozen=True)
@@ -143,18 +144,8 @@ def pad_left(
     prompts: Sequence[Sequence[int]], pad_id: int
 ) -> tuple[Int[Tensor, "sample prompt_pos"], Bool[Tensor, "sample prompt_pos"]]:
     """Token ids as one tensor, padded on the left, and the mask of the real ones."""
-    width = max(len(prompt) for prompt in prompts)
-    ids = torch.full((len(prompts), width), pad_id, dtype=torch.long)
-    mask = torch.zeros((len(prompts), width), dtype=torch.bool)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
-        mask[row, width - len(prompt) :] = True
-    return ids, mask
-
-
-def positions(mask: Bool[Tensor, "sample pos"]) -> Int[Tensor, "sample pos"]:
-    """Position ids that count from each row's first real token; 0 on padding."""
-    return (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+    batch = make_batch(prompts, padding_side="left")
+    return batch.input_ids.masked_fill(~batch.attention_mask, pad_id), batch.attention_mask
 
 
 def accepted(model: nn.Module, **arguments: Any) -> dict[str, Any]:

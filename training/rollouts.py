@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from interp.divergences import kl_divergence
 from interp.errors import TrainingError
-from interp.sampling import Samples, accepted, concatenate, end_ids, full_sequences, positions, sample
+from interp.prompts import positions
+from interp.sampling import Samples, accepted, concatenate, end_ids, full_sequences, sample
 from training.config import GenerateConfig
 from training.losses import entropy, logprobs_of
 from training.reward import Reward

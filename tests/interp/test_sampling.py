@@ -7,7 +7,8 @@ from scipy.stats import chisquare
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from interp.errors import InterpError, PromptError
-from interp.sampling import Samples, concatenate, end_ids, full_sequences, positions, sample
+from interp.prompts import positions
+from interp.sampling import Samples, concatenate, end_ids, full_sequences, sample
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13], [3, 4]]
 
