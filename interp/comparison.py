@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import platform
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from importlib import metadata
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from interp.engine import Settings, run_measures
 from interp.errors import FormatError, MeasureError, PromptError, TokenizerMismatch
 from interp.io import atomic_folder
 from interp.measures import check_measures
-from interp.models import Policy, RewardModel, Source
+from interp.models import Policy, RewardModel, Source, load_tokenizer
 from interp.plot import Plots
 from interp.prompts import Prompts, check_same_vocabulary
 from interp.report import write as write_report
@@ -33,6 +33,9 @@ from interp.text import notes as notes_on
 FORMAT = 1
 FILE = "comparison.nc"
 SUMMARY = "summary.csv"
+REPORT = "report.html"
+OWN = (FILE, SUMMARY, REPORT)
+"""Every file that a saved comparison may hold; `overwrite` touches a folder only if it holds no other."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,16 @@ class Comparison:
         except KeyError:
             names = ", ".join(sorted(map(str, self.dataset.data_vars)))
             raise MeasureError(f"this comparison holds no {name!r}; it holds {names}") from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.dataset.data_vars or name in self.dataset.coords
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def keys(self) -> list[str]:
+        """Names of the arrays."""
+        return list(map(str, self.dataset.data_vars))
 
     def __repr__(self) -> str:
         frame = self.summary()
@@ -94,18 +107,18 @@ class Comparison:
         Raises:
             InterpError: the folder holds something, or cannot be written.
         """
-        with atomic_folder(path, owned_by=FILE, overwrite=overwrite) as folder:
+        with atomic_folder(path, owned_by=FILE, own=OWN, overwrite=overwrite) as folder:
             self.write_into(folder)
         return Path(path)
 
     def write_into(self, folder: Path) -> None:
         """Write the files of `save` into an existing folder."""
+        memory = BytesIO()  # HDF5 takes the interpreter down when the disk fills up under it; Python does not
         for index, data in enumerate((self.dataset, *self.controls)):
             group = None if index == 0 else f"control_{index - 1}"
-            data.to_netcdf(folder / FILE, mode="w" if index == 0 else "a", group=group, engine="h5netcdf")
-        buffer = io.StringIO()
-        self.summary().to_csv(buffer, index=False)
-        (folder / SUMMARY).write_text(buffer.getvalue(), encoding="utf-8")
+            data.to_netcdf(memory, mode="w" if index == 0 else "a", group=group, engine="h5netcdf")
+        (folder / FILE).write_bytes(memory.getvalue())
+        (folder / SUMMARY).write_text(self.summary().to_csv(index=False), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Comparison:
@@ -114,7 +127,7 @@ class Comparison:
         Raises:
             FormatError: there is no comparison, it is damaged, or it comes from a newer version.
         """
-        file = Path(path) / FILE
+        file = Path(path).parent / FILE if Path(path).name == FILE else Path(path) / FILE
         if not file.is_file():
             raise FormatError(f"{path} holds no {FILE}; name a folder that `interp compare --out` or save() wrote")
         try:
@@ -180,8 +193,11 @@ def compare(
     names = check_measures(measures)
     if not isinstance(prompts, Prompts):
         prompts = Prompts(prompts)
-    if batch_size < 1:
-        raise PromptError(f"batch_size is at least 1, not {batch_size}")
+    check_settings(batch_size=batch_size, max_new_tokens=max_new_tokens, seed=seed)
+    if measures is not None and "logit_diff" in names and prompts.answers is None:
+        raise MeasureError(
+            "logit_diff needs answers: Prompts(..., answers=(' bad', ' good')), or --answer and --against"
+        )
     options: dict[str, Any] = {"dtype": dtype, "device": device, "allow_pickle": allow_pickle}
     first, *others = _load_policies([base, tuned, *_as_list(control)], tokenizer, options)
     scorer = RewardModel.load(reward, device=device, allow_pickle=allow_pickle) if reward is not None else None
@@ -208,6 +224,18 @@ def compare(
     return Comparison(labelled[0], tuple(labelled[1:]))
 
 
+def check_settings(**settings: Any) -> None:
+    """Refuse numbers out of range before any model is loaded.
+
+    Raises:
+        PromptError: naming the range.
+    """
+    for name, value in settings.items():
+        low = 0 if name == "seed" else 1
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 2**63:
+            raise PromptError(f"{name} is a whole number from {low} on, not {value!r}")
+
+
 def _as_list(value: Any) -> list[Any]:
     if value is None:
         return []
@@ -219,29 +247,36 @@ def _load_policies(sources: Sequence[Any], tokenizer: Any, options: dict[str, An
 
     A loaded module that comes without a tokenizer reads with base's.
     """
-    shared = None if tokenizer in ("base", "tuned") else tokenizer
+    named = {"base": 0, "tuned": 1}.get(tokenizer) if isinstance(tokenizer, str) else None
+    shared = tokenizer
+    if named is not None:
+        owner = sources[named]
+        shared = owner.tokenizer if isinstance(owner, Policy) else load_tokenizer(owner)
     base = Policy.load(sources[0], tokenizer=shared, **options)
-    policies = [base]
-    for source in sources[1:]:
-        borrowed = base.tokenizer if tokenizer == "base" or isinstance(source, torch.nn.Module) else None
+    policies = [base if shared is None else replace(base, tokenizer=_loaded(shared, base))]
+    for index, source in enumerate(sources[1:]):
+        borrowed = base.tokenizer if isinstance(source, torch.nn.Module) else None
         policies.append(Policy.load(source, tokenizer=shared if shared is not None else borrowed, **options))
-        _check_same_shape(base, policies[-1], check_tokens=tokenizer is None)
-    if tokenizer == "tuned":
-        policies[0] = Policy(base.model, policies[1].tokenizer, base.parts, base.description)
+        name = "tuned" if index == 0 else f"control {index - 1}"
+        _check_same_shape(base, policies[-1], name, check_tokens=tokenizer is None)
     return policies
 
 
-def _check_same_shape(base: Policy, other: Policy, *, check_tokens: bool) -> None:
+def _loaded(tokenizer: Any, base: Policy) -> Any:
+    return base.tokenizer if isinstance(tokenizer, (str, os.PathLike)) else tokenizer
+
+
+def _check_same_shape(base: Policy, other: Policy, name: str, *, check_tokens: bool) -> None:
     if check_tokens and other.tokenizer is not base.tokenizer:
-        check_same_vocabulary(base.tokenizer, other.tokenizer)
+        check_same_vocabulary(base.tokenizer, other.tokenizer, name)
     if base.vocab_size != other.vocab_size:
         raise TokenizerMismatch(
-            f"base predicts {base.vocab_size} tokens, tuned {other.vocab_size}; compare checkpoints of one vocabulary"
+            f"base predicts {base.vocab_size} tokens, {name} {other.vocab_size}; compare checkpoints of one vocabulary"
         )
     keys = ("family", "layers", "heads")
     shapes = [{key: policy.description[key] for key in keys} for policy in (base, other)]
     if shapes[0] != shapes[1]:
-        raise MeasureError(f"base is {shapes[0]}, tuned {shapes[1]}; compare a model with its own tuned version")
+        raise MeasureError(f"base is {shapes[0]}, {name} {shapes[1]}; compare a model with its own tuned version")
 
 
 def _attributes(

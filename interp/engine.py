@@ -134,7 +134,7 @@ def _texts(base: Policy, prompts: Prompts, tokens: TokenizedPrompts) -> xr.Datas
     for row, ids in enumerate(tokens.prompt_ids):
         table[row, : len(ids)] = [token_text(base.tokenizer, i) for i in ids]
     attrs: dict[str, Any] = {"long_name": "prompt"}
-    data = {"tokens": (("prompt", "pos"), table, {"long_name": "prompt tokens"})}
+    data = {"tokens": (("prompt", "pos"), strings(table), {"long_name": "prompt tokens"})}
     if prompts.continuations is not None:
         data["continuation"] = (("prompt",), strings(list(prompts.continuations)), {"long_name": "given response"})  # type: ignore[assignment]
     groups = np.unique(np.array(prompts.groups, dtype=object), return_inverse=True)[1]

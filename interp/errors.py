@@ -53,4 +53,5 @@ class MissingExtra(InterpError):
     """An optional dependency is not installed."""
 
     def __init__(self, extra: str, needed_for: str) -> None:
-        super().__init__(f"{needed_for} needs the extra '{extra}': pip install 'rlhf-interp[{extra}]'")
+        clone, index = f"pip install -e '.[{extra}]'", f"pip install 'rlhf-interp[{extra}]'"
+        super().__init__(f"{needed_for} needs the extra '{extra}': {clone} in a clone, else {index}")

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +76,19 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise FormatError(f"{path} is not JSON ({error}); was it cut off while copying?") from error
 
 
-def check_new_folder(path: str | os.PathLike[str], *, owned_by: str, overwrite: bool = False) -> Path:
+def check_new_folder(
+    path: str | os.PathLike[str], *, owned_by: str, own: Collection[str] | None = None, overwrite: bool = False
+) -> Path:
     """Refuse a target folder before any work is done, rather than after.
 
     An absent or empty folder passes. A folder that holds the file `owned_by` is a former result and passes with
-    `overwrite`; anything else is somebody's own folder and never does.
+    `overwrite` if it holds nothing else than a result does; anything else is somebody's own and never passes.
+
+    Args:
+        path: the folder to make.
+        owned_by: name of the file by which a former result is recognised.
+        own: every file that a result may hold; None: those that `owned_by`, a JSON manifest, lists under `files`.
+        overwrite: whether a former result may be replaced.
 
     Raises:
         InterpError: with the remedy.
@@ -91,24 +99,32 @@ def check_new_folder(path: str | os.PathLike[str], *, owned_by: str, overwrite: 
             raise InterpError(f"{target} holds other files; name a new folder, nothing there was touched")
         if not overwrite:
             raise InterpError(f"{target} already holds a result; name a new folder or pass overwrite (--overwrite)")
+        known = {owned_by, *(read_json(target / owned_by).get("files", ()) if own is None else own)}
+        there = (path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file())
+        foreign = sorted(set(there) - known)
+        if foreign:
+            raise InterpError(f"{target} also holds {foreign[0]}, no part of a result; move it, or name a new folder")
     elif target.exists() and not target.is_dir():
         raise InterpError(f"{target} is a file; name a folder")
     return target
 
 
 @contextlib.contextmanager
-def atomic_folder(path: str | os.PathLike[str], *, owned_by: str, overwrite: bool = False) -> Iterator[Path]:
+def atomic_folder(
+    path: str | os.PathLike[str], *, owned_by: str, own: Collection[str] | None = None, overwrite: bool = False
+) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; it becomes `path` on success and is removed on failure.
 
     Args:
         path: the folder to make.
         owned_by: name of the file by which an earlier result is recognised (see `check_new_folder`).
+        own: every file that a result may hold (see `check_new_folder`).
         overwrite: replace an earlier result.
 
     Raises:
         InterpError: the folder holds something else, cannot be written, or the disk is full.
     """
-    target = check_new_folder(path, owned_by=owned_by, overwrite=overwrite)
+    target = check_new_folder(path, owned_by=owned_by, own=own, overwrite=overwrite)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))

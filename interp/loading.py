@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,11 +30,15 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 def _quiet() -> Iterator[None]:
     """Silence transformers' bars and load report; what is wrong in it is raised as an error instead."""
     level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hub = logging.getLogger("huggingface_hub")
+    hub_level = hub.level
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
+    hub.setLevel(logging.ERROR)
     try:
         yield
     finally:
+        hub.setLevel(hub_level)
         hf_logging.set_verbosity(level)
         if bars:
             hf_logging.enable_progress_bar()
@@ -45,6 +50,8 @@ def local_folder(source: str | os.PathLike[str]) -> Path | None:
     Raises:
         LoadError: it looks like a path but no folder is there.
     """
+    if not isinstance(source, (str, os.PathLike)):
+        raise LoadError(f"a model is a folder, a hub id or a loaded module, not a {type(source).__name__}")
     path = Path(source).expanduser()
     if path.is_dir():
         return path
@@ -63,6 +70,8 @@ def check_folder(folder: Path, *, allow_pickle: bool = False) -> None:
         LoadError: config.json or weights are absent, a safetensors file is cut off, or only pickles are there.
     """
     if not (folder / "config.json").is_file():
+        if (folder / "pair.json").is_file():
+            raise LoadError(f"{folder} is a pair, not a model; name its tuned/, or what its pair.json calls base")
         if (folder / "adapter_config.json").is_file():
             raise LoadError(
                 f"{folder} holds a LoRA adapter, not a model; merge it (peft: merge_and_unload) and save that"
@@ -94,7 +103,8 @@ def check_folder(folder: Path, *, allow_pickle: bool = False) -> None:
 
 def _failed(error: Exception, source: str, what: str) -> LoadError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    remedy = "copy the folder again" if Path(source).is_dir() else "give a folder, or a hub id that is reachable"
+    local = Path(source).is_dir()
+    remedy = "copy the folder again" if local else f"there is no folder {source!r} here, and the hub did not give it"
     return LoadError(f"cannot load the {what} of {source!r} ({reason[:160]}); {remedy}")
 
 

@@ -228,10 +228,15 @@ def check_fidelity(policy: Policy) -> dict[str, float]:
         limit = max(1e-6 if name == "logits" else 1e-5, rounding)
         if not error <= limit:
             raise FidelityError(
-                f"{type(policy.model).__name__}: {name} differ from the bare model by {error:.1e} of their size,"
+                f"{source_name(policy.description)}: {name} differ from the bare model by {error:.1e} of their size,"
                 f" over the limit {limit:.0e}; the weights hold NaN or the module was changed: load it anew"
             )
     return errors
+
+
+def source_name(description: Mapping[str, Any]) -> str:
+    """Where a model comes from, in a word: its folder, its hub id, or its class."""
+    return str(description.get("folder") or description.get("id") or description.get("object"))
 
 
 def _head_error(parts: Parts, trace: Trace, layer: int, real: Tensor) -> float:
@@ -317,7 +322,7 @@ class RewardModel:
             label = labels[0]
         if label is None or label not in labels:
             raise LoadError(
-                f"the reward model has no label {label!r}; pass label= one of {', '.join(map(str, labels))}"
+                f"the reward model has no label {label!r}; pass label= (--label), one of {', '.join(map(str, labels))}"
             )
         return cls(
             model,

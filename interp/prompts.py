@@ -50,6 +50,8 @@ class Prompts:
         for index, text in enumerate(self.texts):
             if not text.strip():
                 raise PromptError(f"prompt {index} is empty; drop it or give it a text")
+            if not text.isprintable() and any("\ud800" <= c <= "\udfff" for c in text):
+                raise PromptError(f"prompt {index} is no valid Unicode (a lone surrogate); read its file as UTF-8")
         if self.multi_token not in ("error", "first"):
             raise PromptError(f'multi_token is "error" or "first", not {self.multi_token!r}')
         set_field(self, "answers", _answer_pairs(self.answers, len(self.texts)))
@@ -181,7 +183,7 @@ def token_text(tokenizer: Any, token_id: int) -> str:
     return tokenizer.decode([int(token_id)], clean_up_tokenization_spaces=False)
 
 
-def check_same_vocabulary(base: Any, tuned: Any) -> None:
+def check_same_vocabulary(base: Any, tuned: Any, name: str = "tuned") -> None:
     """Refuse two tokenizers that give one token different ids.
 
     Raises:
@@ -192,7 +194,7 @@ def check_same_vocabulary(base: Any, tuned: Any) -> None:
         return
     differing = min(first.items() ^ second.items(), key=lambda item: (item[1], item[0]))
     raise TokenizerMismatch(
-        f"base has {len(first)} tokens, tuned {len(second)}, and they differ from id {differing[1]}"
+        f"base has {len(first)} tokens, {name} {len(second)}, and they differ from id {differing[1]}"
         f" ({differing[0]!r}) on; token-level measures need one vocabulary: compare checkpoints of the same tokenizer,"
         ' or pass tokenizer="base" where tuned\'s is a mistaken copy'
     )

@@ -66,6 +66,12 @@ def interval_notes(data: xr.Dataset) -> list[str]:
             f"Under {SPLIT_PROMPTS} different prompts the largest of many are chosen and estimated on the same prompts,"
             " so expect them to shrink on others."
         )
+    else:
+        found.append(
+            "Where n is about half: the largest of many are chosen on one half of the prompts, estimated on the other."
+        )
+    if "logit_diff" not in data and "answer_token" in data:
+        found.append("No answers were given: the logits are those of tuned's top token minus base's likeliest other.")
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from typing import Annotated
 
@@ -43,11 +44,16 @@ def _root(
     pass
 
 
+def _terminated(number: int, _: object) -> None:
+    raise SystemExit(128 + number)
+
+
 def main() -> None:
     """Run the command line; an error of the toolkit is one line on stderr and exit code 2."""
     # Set before anything imports transformers: a shell user wants our one-line errors, not its log or its bars.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    signal.signal(signal.SIGTERM, _terminated)  # so that a job that is stopped takes its temporary folder with it
     try:
         app()
     except InterpError as error:

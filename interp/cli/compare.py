@@ -37,18 +37,23 @@ def compare(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier comparison in --out.")] = False,
 ) -> None:
     """Compare TUNED with BASE on some prompts."""
-    from interp.cli.show import print_comparison, working, write_result
+    from interp.cli.show import working, write_and_print
     from interp.io import check_new_folder
 
-    check_new_folder(out, owned_by="comparison.nc", overwrite=overwrite)
-    texts = [*(prompt or []), *(_lines(prompts) if prompts is not None else [])]
-    if (answer is None) != (against is None):
-        raise PromptError("--answer and --against go together; give both or none")
     with working("loading the library"):
+        from interp.comparison import FILE, OWN
         from interp.comparison import compare as run
         from interp.measures import check_measures
         from interp.models import RewardModel
         from interp.prompts import Prompts
+    check_new_folder(out, owned_by=FILE, own=OWN, overwrite=overwrite)
+    texts = [*(prompt or []), *(_lines(prompts) if prompts is not None else [])]
+    if not texts:
+        raise PromptError("there are no prompts; give --prompt TEXT, or --prompts FILE with one prompt a line")
+    if label is not None and reward is None:
+        raise PromptError("--label names a label of --reward; give both or none")
+    if (answer is None) != (against is None):
+        raise PromptError("--answer and --against go together; give both or none")
     check_measures(measure)
     answers = (answer, against) if answer is not None and against is not None else None
     given = Prompts(texts, answers=answers, multi_token=multi_token)  # type: ignore[arg-type]
@@ -68,13 +73,12 @@ def compare(
             max_new_tokens=max_new_tokens,
             **options,
         )
-    print_comparison(result)
-    write_result(result, out, overwrite=overwrite)
+    write_and_print(result, out, overwrite=overwrite)
 
 
 def _lines(path: Path) -> list[str]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise PromptError(
             f"cannot read prompts from {path} ({error}); give a UTF-8 text file, one prompt a line"

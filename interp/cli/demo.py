@@ -16,15 +16,16 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of --retrain, and of samples and bootstrap.")] = 0,
 ) -> None:
     """Compare the small pair that comes with the package: film reviews, tuned by PPO toward negative ones."""
-    from interp.cli.show import print_comparison, working, write_result
-    from interp.comparison import FILE
+    from interp.cli.show import working, write_and_print
+    from interp.comparison import FILE, OWN, check_settings
     from interp.comparison import compare as run
     from interp.io import check_new_folder, read_json
     from interp.models import RewardModel
     from interp.pair import CheckpointPair
     from interp.prompts import Prompts
 
-    check_new_folder(out, owned_by=FILE, overwrite=True)
+    check_settings(batch_size=1, max_new_tokens=1, seed=seed)
+    check_new_folder(out, owned_by=FILE, own=OWN, overwrite=True)
     shipped = Path(__file__).parent.parent / "data" / "demo"
     if retrain:
         from interp.cli.train import progress_lines
@@ -42,5 +43,4 @@ def demo(
     with working("comparing the embedded pair"):
         scorer = RewardModel.load(str(pair.reward), label=reference["label"], output=reference["output"])
         result = run(pair.base, pair.tuned, prompts, reward=scorer, control=list(pair.controls), seed=seed)
-    print_comparison(result)
-    write_result(result, out, overwrite=True)
+    write_and_print(result, out, overwrite=True)

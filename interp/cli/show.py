@@ -48,12 +48,13 @@ def print_comparison(cmp: Comparison) -> None:
         console.print(Text(note, style="dim"))
 
 
-def write_result(cmp: Comparison, out: Path, *, overwrite: bool) -> None:
-    """Write comparison, summary and report into one new folder, all or nothing."""
-    from interp.comparison import FILE
+def write_and_print(cmp: Comparison, out: Path, *, overwrite: bool) -> None:
+    """Write comparison, summary and report into one new folder, all or nothing, and then print the summary."""
+    from interp.comparison import FILE, OWN, REPORT
     from interp.io import atomic_folder
 
-    with atomic_folder(out, owned_by=FILE, overwrite=overwrite) as folder:
+    with atomic_folder(out, owned_by=FILE, own=OWN, overwrite=overwrite) as folder:
         cmp.write_into(folder)
-        cmp.report(folder / "report.html")
+        cmp.report(folder / REPORT)
+    print_comparison(cmp)
     print(f"\nwrote {out}/report.html (open it in a browser), {out}/comparison.nc and {out}/summary.csv")

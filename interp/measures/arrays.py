@@ -24,8 +24,10 @@ def variable(dims: str, values: Any, long_name: str, units: str = "") -> Variabl
 
 
 def strings(values: Any) -> np.ndarray:
-    """An array of Python strings, which netCDF keeps at any length."""
-    return np.array(values, dtype=object)
+    """An array of Python strings, which netCDF keeps at any length; it has no NUL, whose picture stands for it."""
+    array = np.array(values, dtype=object)
+    clean = [str(text).replace("\0", "\N{SYMBOL FOR NULL}") for text in array.ravel()]
+    return np.array(clean, dtype=object).reshape(array.shape)
 
 
 def dataset(variables: Mapping[str, Variable], **coords: Any) -> xr.Dataset:

@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from interp.errors import InterpError
 from interp.io import write_text
 from interp.plot.style import Result
 from interp.plot.text import clean
@@ -61,8 +62,10 @@ def write(cmp: Result, path: str | os.PathLike[str]) -> Path:
     """Write the report to `path`, whole or not at all.
 
     Raises:
-        InterpError: the file cannot be written.
+        InterpError: the file cannot be written, or its name does not end in .html.
     """
+    if Path(path).suffix.lower() not in (".html", ".htm"):
+        raise InterpError(f"a report is an HTML page; name a file that ends in .html, not {os.fspath(path)!r}")
     return write_text(path, render(cmp))
 
 

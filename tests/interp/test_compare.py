@@ -218,8 +218,34 @@ class TestRefusals:
             interp.compare(tiny_gpt2(), tiny_gpt2(), [], tokenizer=tokenizer)
         with pytest.raises(PromptError, match="has 8. tokens, the models read 64"):
             run(tiny_gpt2(), tiny_gpt2(), tokenizer, texts=["this" + " movie" * 80])
-        with pytest.raises(PromptError, match="batch_size is at least 1"):
+        with pytest.raises(PromptError, match="batch_size is a whole number from 1 on, not 0"):
             run(tiny_gpt2(), tiny_gpt2(), tokenizer, batch_size=0)
+
+    def test_numbers(self, tokenizer):
+        for wrong in (dict(seed=-1), dict(seed=2**70), dict(max_new_tokens=0), dict(batch_size=0)):
+            with pytest.raises(PromptError, match="is a whole number"):
+                interp.compare(tiny_gpt2(), tiny_gpt2(), ["this"], tokenizer=tokenizer, **wrong)
+
+    def test_what_is_no_model(self, tokenizer, as_a_user):
+        for wrong in (None, 3):
+            with pytest.raises(LoadError, match="a model is a folder, a hub id or a loaded module"):
+                interp.compare(wrong, tiny_gpt2(), ["this"], tokenizer=tokenizer)
+        with pytest.raises(LoadError, match="not a function"):
+            interp.compare(tiny_gpt2(), tiny_gpt2(), ["this"], tokenizer=tokenizer, reward=lambda texts: texts)
+
+    def test_answers_and_characters(self, tokenizer, tmp_path):
+        with pytest.raises(MeasureError, match="logit_diff needs answers"):
+            interp.compare(tiny_gpt2(), tiny_gpt2(), ["this"], tokenizer=tokenizer, measures=["logit_diff"])
+        with pytest.raises(PromptError, match="no valid Unicode"):
+            interp.Prompts(["\ud800 was"])
+        cmp = interp.compare(tiny_gpt2(), tiny_gpt2(1), ["a\x00b was"], tokenizer=tokenizer, max_new_tokens=2)
+        cmp.save(tmp_path / "out")
+        assert "kl" in cmp and "nothing" not in cmp and set(cmp) == set(cmp.keys())
+
+    def test_tuneds_tokenizer_serves_a_base_without_one(self, tmp_path, tokenizer):
+        base, tuned = save(tiny_gpt2(), tmp_path / "b"), save(tiny_gpt2(), tmp_path / "t", tokenizer)
+        assert interp.compare(base, tuned, ["this"], tokenizer="tuned", measures=["kl"])["kl"].max() == 0
+        assert interp.compare(tuned, base, ["this"], tokenizer="base", measures=["kl"])["kl"].max() == 0
 
     def test_names(self, tokenizer):
         with pytest.raises(MeasureError, match="unknown measure 'neurons'"):

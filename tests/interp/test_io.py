@@ -57,14 +57,30 @@ def test_an_earlier_result_is_replaced_only_when_asked_and_only_if_it_is_one(tmp
         ):
             pass
     (out / "me").write_text("1")
-    with pytest.raises(InterpError, match="--overwrite"), io.atomic_folder(out, owned_by="me"):
+    with pytest.raises(InterpError, match="--overwrite"), io.atomic_folder(out, owned_by="me", own=["me"]):
         pass
-    with io.atomic_folder(out, owned_by="me", overwrite=True) as folder:
+    with (
+        pytest.raises(InterpError, match="also holds thesis.tex"),
+        io.atomic_folder(out, owned_by="me", own=["me"], overwrite=True),
+    ):
+        pass
+    assert (out / "thesis.tex").read_text() == "years of work"
+    (out / "thesis.tex").unlink()
+    with io.atomic_folder(out, owned_by="me", own=["me"], overwrite=True) as folder:
         (folder / "me").write_text("2")
     assert (out / "me").read_text() == "2"
     assert list(tmp_path.iterdir()) == [out]
     with pytest.raises(InterpError, match="is a file"), io.atomic_folder(out / "me", owned_by="me"):
         pass
+
+
+def test_a_pair_is_replaced_only_if_it_holds_what_its_manifest_lists(tmp_path):
+    (tmp_path / "pair").mkdir()
+    CheckpointPair.write(tmp_path / "pair", MANIFEST)
+    io.check_new_folder(tmp_path / "pair", owned_by="pair.json", overwrite=True)
+    (tmp_path / "pair" / "notes.txt").write_text("mine")
+    with pytest.raises(InterpError, match="also holds notes.txt"):
+        io.check_new_folder(tmp_path / "pair", owned_by="pair.json", overwrite=True)
 
 
 def test_hashes(tmp_path):

@@ -218,9 +218,12 @@ def test_write_is_whole_or_absent(cmp, html, tmp_path, monkeypatch):
     path = report.write(cmp, tmp_path / "new" / "r.html")
     assert path.read_text(encoding="utf-8") == html
     assert [p.name for p in path.parent.iterdir()] == ["r.html"]
+    (tmp_path / "folder.html").mkdir()
     with pytest.raises(InterpError, match="cannot write"):
-        report.write(cmp, tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["new"]
+        report.write(cmp, tmp_path / "folder.html")
+    with pytest.raises(InterpError, match="ends in .html"):
+        report.write(cmp, tmp_path / "comparison.nc")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["folder.html", "new"]
 
 
 @pytest.fixture(scope="module")

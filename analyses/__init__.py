@@ -1,0 +1,1 @@
+"""Scripted studies on top of interp and training: one question a file."""
