@@ -15,7 +15,9 @@ from interp.stats import MIN_PROMPTS, SPLIT_PROMPTS
 def headline(data: xr.Dataset) -> str:
     """What is compared with what, in one line."""
     base, tuned = (_model_name(json.loads(data.attrs[name])) for name in ("base", "tuned"))
-    return f"{tuned} (tuned) against {base} (base), {data.sizes['prompt']} prompts; differences are tuned minus base"
+    count = data.sizes["prompt"]
+    prompts = "1 prompt" if count == 1 else f"{count} prompts"
+    return f"{tuned} (tuned) against {base} (base), {prompts}; differences are tuned minus base"
 
 
 def _model_name(description: dict[str, object]) -> str:
