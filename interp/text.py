@@ -9,19 +9,16 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from interp.models import source_name
 from interp.stats import MIN_PROMPTS, SPLIT_PROMPTS
 
 
 def headline(data: xr.Dataset) -> str:
     """What is compared with what, in one line."""
-    base, tuned = (_model_name(json.loads(data.attrs[name])) for name in ("base", "tuned"))
+    base, tuned = (source_name(json.loads(data.attrs[name])) for name in ("base", "tuned"))
     count = data.sizes["prompt"]
     prompts = "1 prompt" if count == 1 else f"{count} prompts"
     return f"{tuned} (tuned) against {base} (base), {prompts}; differences are tuned minus base"
-
-
-def _model_name(description: dict[str, object]) -> str:
-    return str(description.get("folder") or description.get("id") or description.get("object"))
 
 
 def text_rows(frame: pd.DataFrame) -> list[tuple[str, ...]]:
