@@ -210,6 +210,11 @@ class Parts:
         """Bias of the output projection, which belongs to no head, or None."""
         return _linear(self.inside(layer, "o"))[1]
 
+    def logits(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch out"]:
+        """Read a residual as the model reads its last one: final norm, then unembedding; no gradients."""
+        with torch.no_grad():
+            return self.readout(self.final_norm(residual))
+
     def unembedding(self) -> tuple[Float[Tensor, "d_model out"], Float[Tensor, " out"] | None]:
         """Weight and bias of the readout."""
         return _linear(self.readout)

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -267,3 +267,8 @@ def describe_source(source: Any, *, revision: str | None = None) -> dict[str, An
         return {"id": os.fspath(source), "revision": revision}
     names = sorted(p for p in folder.iterdir() if p.name == "config.json" or p.suffix in (".safetensors", ".bin"))
     return {"folder": str(folder.resolve()), "sha256": {p.name: sha256(p) for p in names}}
+
+
+def source_name(description: Mapping[str, Any]) -> str:
+    """Where a model comes from, in a word: its folder, its hub id, or its class."""
+    return str(description.get("folder") or description.get("id") or description.get("object"))

@@ -23,10 +23,7 @@ def lens_sites(policy: Policy) -> list[Site]:
 
 def lens_logits(trace: Trace, site: Site) -> Float[Tensor, "prompt vocab"]:
     """Logits of the residual at `site` and each prompt's last token, through the model's own norm and unembedding."""
-    residual = trace.batch.at_last_prompt(trace[site])
-    parts = trace.policy.parts
-    with torch.no_grad():
-        logits: Tensor = parts.readout(parts.final_norm(residual))
+    logits: Tensor = trace.policy.parts.logits(trace.batch.at_last_prompt(trace[site]))
     return logits if logits.dtype == torch.float64 else logits.float()
 
 

@@ -1,0 +1,148 @@
+"""A classifier whose score for one label is a reward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from interp.errors import InterpError, LoadError
+from interp.families import Parts
+from interp.loading import Source, describe_source, load_both
+from interp.models.running import as_found
+from interp.prompts import make_batch
+
+
+@dataclass(frozen=True)
+class RewardModel:
+    """A sequence classifier whose score for one label is a reward.
+
+    Attributes:
+        model: the module of transformers.
+        tokenizer: its own tokenizer.
+        label: the label that is scored.
+        output: what the score is: `probability` (softmax over labels; sigmoid where there is one label or the config
+            says multi-label) or `logit`.
+        description: where it comes from.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    label: str
+    output: Literal["probability", "logit"]
+    description: Mapping[str, Any]
+
+    @classmethod
+    def load(
+        cls,
+        source: Source | RewardModel,
+        *,
+        label: str | None = None,
+        output: Literal["probability", "logit"] = "probability",
+        tokenizer: Any = None,
+        dtype: torch.dtype | str | None = None,
+        device: torch.device | str | None = None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        allow_pickle: bool = False,
+    ) -> RewardModel:
+        """Load a reward model.
+
+        Args:
+            source: hub id, folder, a loaded classifier, or a RewardModel, which is returned as it is.
+            label: name of the label to score; may be left out where there is one label only.
+            output: `probability` or `logit`.
+            tokenizer: its tokenizer, or where to load it from; None: the one at `source`.
+            dtype: dtype of the weights; None keeps that of the files.
+            device: device; None is the CPU.
+            revision: revision of a hub id.
+            trust_remote_code: off unless asked for.
+            allow_pickle: accept pickled weights.
+
+        Raises:
+            LoadError: it cannot be loaded, has no such label, or has several and none is named.
+        """
+        if isinstance(source, RewardModel):
+            return source
+        if output not in ("probability", "logit"):
+            raise LoadError(f'output is "probability" or "logit", not {output!r}')
+        model, tokenizer = load_both(
+            source,
+            tokenizer,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            head="classifier",
+            dtype=dtype,
+            device=device,
+            allow_pickle=allow_pickle,
+        )
+        config: Any = model.config
+        labels = list(config.label2id)
+        if label is None and len(labels) == 1:
+            label = labels[0]
+        if label is None or label not in labels:
+            raise LoadError(
+                f"the reward model has no label {label!r}; pass label= (--label), one of {', '.join(map(str, labels))}"
+            )
+        return cls(
+            model,
+            tokenizer,
+            label,
+            output,
+            {**describe_source(source, revision=revision), "label": label, "output": output},
+        )
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of all labels, by index."""
+        names: Mapping[int, str] = self.model.config.id2label  # type: ignore[assignment, union-attr]
+        return tuple(names[index] for index in sorted(names))
+
+    def score(self, texts: Sequence[str], *, batch_size: int = 64) -> np.ndarray:
+        """The reward of each text.
+
+        Args:
+            texts: texts; one longer than the model's context is cut at its end.
+            batch_size: texts a forward pass.
+
+        Returns:
+            float64 [text], in the order of `texts`.
+
+        Raises:
+            InterpError: a score is not finite.
+        """
+        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+        scores = np.empty(len(texts))
+        with as_found(self.model):
+            for start in range(0, len(order), batch_size):
+                rows = order[start : start + batch_size]
+                scores[rows] = self._score_batch([texts[row] for row in rows])
+        if not np.isfinite(scores).all():
+            text = texts[int(np.argmin(np.isfinite(scores)))]
+            raise InterpError(f"the reward model's score of {text[:60]!r} is not finite; check its weights for NaN")
+        return scores
+
+    def _score_batch(self, texts: Sequence[str]) -> np.ndarray:
+        config: Any = self.model.config
+        limit = getattr(config, "max_position_embeddings", None)
+        ids = [list(self.tokenizer(text)["input_ids"])[:limit] or [self.tokenizer.eos_token_id or 0] for text in texts]
+        batch = make_batch(ids).to(next(self.model.parameters()).device)
+        # The score head of a causal model reads the last token that is not padding, which it finds by pad id; padding
+        # goes to the right and the head is read at the column we know, so that the reward never depends on a pad id.
+        backbone = self.model.get_submodule(self.model.base_model_prefix)  # type: ignore[arg-type]
+        hidden = backbone(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask.long(),
+            position_ids=batch.position_ids,
+            use_cache=False,
+        ).last_hidden_state
+        logits = Parts(self.model).readout(batch.at_last_prompt(hidden)).double()
+        column = config.label2id[self.label]
+        if self.output == "logit":
+            return logits[:, column].cpu().numpy()
+        several = logits.shape[1] > 1 and getattr(config, "problem_type", None) != "multi_label_classification"
+        return (logits.softmax(-1) if several else logits.sigmoid())[:, column].cpu().numpy()
