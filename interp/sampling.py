@@ -59,6 +59,7 @@ def sample(
     end_ids: Sequence[int],
     pad_id: int,
     indices: Sequence[int] | None = None,
+    encoder: Sequence[Sequence[int]] | None = None,
 ) -> Samples:
     """Sample one response to each prompt, all in one batch, with a key-value cache.
 
@@ -68,8 +69,10 @@ def sample(
     the key (seed, i) (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
 
     Args:
-        model: a causal language model of transformers; its modes are put back and nothing is left on it.
-        prompts: token ids of each prompt, none empty.
+        model: a language model of transformers, causal or encoder-decoder; its modes are put back and nothing is left
+            on it.
+        prompts: token ids of each prompt, none empty; of an encoder-decoder model what its decoder reads, which begins
+            with the decoder's start token.
         max_new_tokens: most tokens in a response, the end token included.
         seed: 0 to 2**64 - 1.
         first_index: index of the first prompt's sample in the whole run; the others follow.
@@ -79,12 +82,14 @@ def sample(
         end_ids: tokens that end a response (see `end_ids`); may be empty.
         pad_id: stands left of shorter prompts and right of ended responses; never seen by attention or by a loss.
         indices: index of each prompt's sample, instead of `first_index` and its successors.
+        encoder: for an encoder-decoder model the token ids that its encoder reads for each prompt; it reads them once.
 
     Raises:
-        PromptError: there is no prompt, or one is empty.
+        PromptError: there is no prompt, one is empty, or the encoder's texts are not one for each prompt.
         InterpError: a setting is out of its range, the context is too short, or the model returned NaN.
     """
     _check(prompts, max_new_tokens, temperature, top_k, top_p, indices)
+    _check_encoder(model, prompts, encoder)
     _check_room(model, max(map(len, prompts)), max_new_tokens)
     ids = list(indices) if indices is not None else list(range(first_index, first_index + len(prompts)))
     device = next(model.parameters()).device
@@ -93,6 +98,8 @@ def sample(
     loop = _Loop(model, prompt_ids.to(device), prompt_mask.to(device))
     ends = torch.tensor(sorted(set(end_ids)), dtype=torch.long, device=device)
     with evaluating(model), torch.no_grad():
+        if encoder is not None:
+            loop.encode(encoder, pad_id)
         steps = list(_steps(loop, uniforms, ends, pad_id, (temperature, top_k, top_p)))
     columns = (torch.stack(column, dim=1) for column in zip(*steps, strict=True))
     return Samples(loop.prompt_ids, loop.prompt_mask, *columns)
@@ -167,23 +174,36 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 class _Loop:
-    """The running state of one batch: what has been read so far, and its key-value cache."""
+    """The running state of one batch: what has been read so far, its key-value cache, and what an encoder read."""
 
     def __init__(self, model: nn.Module, prompt_ids: Tensor, prompt_mask: Tensor) -> None:
         self.model, self.prompt_ids, self.prompt_mask = model, prompt_ids, prompt_mask
         self._ids, self._mask, self._positions = prompt_ids, prompt_mask, positions(prompt_mask)
         self._cache: Any = None
+        self._encoded: dict[str, Any] | None = None
+
+    def encode(self, encoder: Sequence[Sequence[int]], pad_id: int) -> None:
+        """Let the encoder read, once for all steps."""
+        ids, mask = (each.to(self.prompt_ids.device) for each in pad_left(encoder, pad_id))
+        module: Any = self.model
+        outputs = module.get_encoder()(input_ids=ids, attention_mask=mask.long(), return_dict=True)
+        self._encoded = {"encoder_outputs": outputs, "attention_mask": mask.long()}
+
+    def _inputs(self) -> dict[str, Any]:
+        """What the next step reads: under the decoder's names where there is an encoder."""
+        if self._encoded is not None:
+            return {"decoder_input_ids": self._ids, "decoder_attention_mask": self._mask.long(), **self._encoded}
+        positions_too = accepted(self.model, position_ids=self._positions)
+        return {"input_ids": self._ids, "attention_mask": self._mask.long(), **positions_too}
 
     def logits(self) -> Tensor:
         """Logits of the next token, "sample vocab"; feeds the model what it has not seen."""
-        extra = accepted(self.model, position_ids=self._positions, logits_to_keep=1)
         output = self.model(
-            input_ids=self._ids,
-            attention_mask=self._mask.long(),
+            **self._inputs(),
             past_key_values=self._cache,
             use_cache=True,
             return_dict=True,
-            **extra,
+            **accepted(self.model, logits_to_keep=1),
         )
         self._cache = output.past_key_values
         return output.logits[:, -1]
@@ -267,6 +287,19 @@ def _check(
         )
     if indices is not None and len(indices) != len(prompts):
         raise InterpError(f"{len(prompts)} prompts need {len(prompts)} sample indices, {len(indices)} came")
+
+
+def _check_encoder(model: nn.Module, prompts: Sequence[Sequence[int]], encoder: Sequence[Sequence[int]] | None) -> None:
+    """What the encoder reads must be there for an encoder-decoder model, and for no other."""
+    both = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+    if both != (encoder is not None):
+        has, do = ("an encoder", "pass encoder=") if both else ("no encoder", "leave encoder= out")
+        raise PromptError(f"{type(model).__name__} has {has}; {do}")
+    if encoder is not None and (len(encoder) != len(prompts) or not all(len(ids) for ids in encoder)):
+        empty = sum(not len(ids) for ids in encoder)
+        raise PromptError(
+            f"{len(prompts)} prompts need as many texts for the encoder, none empty; {len(encoder)} came, {empty} empty"
+        )
 
 
 def _check_room(model: nn.Module, longest: int, max_new_tokens: int) -> None:

@@ -20,15 +20,15 @@ def test_answers_are_one_pair_each_or_one_for_all(tokenizer):
     ("arguments", "message"),
     [
         (dict(texts=[]), "there are no prompts"),
-        (dict(texts="this movie"), "texts must be a list of strings, not str"),
-        (dict(texts=["a", 3]), "texts must be a list of strings"),
+        (dict(texts="this movie"), "texts must be a list of strings, of chats or of lists of token ids, not str"),
+        (dict(texts=["a", 3]), "prompt 1 is int '3'; a prompt is a text, a chat .* or a list of token ids"),
         (dict(texts=["a", "  "]), "prompt 1 is empty"),
         (dict(texts=["a"], answers=" bad"), "an answer is a pair of strings"),
         (dict(texts=["a"], answers=[(" bad",)]), "an answer is a pair of strings"),
         (dict(texts=["a", "b"], answers=[(" bad", " good")]), "2 prompts but 1 answer pairs"),
         (dict(texts=["a"], continuations=["b", "c"]), "1 prompts but 2 continuations"),
         (dict(texts=["a"], groups=["b", "c"]), "1 prompts but 2 groups"),
-        (dict(texts=["a"], multi_token="last"), 'multi_token is "error" or "first"'),
+        (dict(texts=["a"], multi_token="last"), 'multi_token is "error", "first" or "sum", not \'last\''),
     ],
 )
 def test_malformed_prompts(arguments, message, as_a_user):
@@ -107,3 +107,45 @@ def test_different_vocabularies_are_refused(tokenizer):
     other.add_tokens(["<extra>"])
     with pytest.raises(TokenizerMismatch, match="'<extra>'.*tokenizer=\"base\""):
         check_same_vocabulary(tokenizer, other)
+
+
+@pytest.mark.parametrize(
+    ("texts", "answers", "remarks"),
+    [
+        (["this movie was", "a film"], (" bad", " good"), ()),
+        (["this movie was ", "a film"], None, ("1 prompt ends in a space: the next word's token usually carries it.",)),
+        (["a ", "the ", "and"], None, ("2 prompts end in a space: the next word's token usually carries it.",)),
+        (
+            ["this movie was"],
+            ("bad", " good"),
+            ("An answer without its leading space is read as part of the prompt's last word, as 'wasbad'.",),
+        ),
+        (
+            ["this movie was "],
+            ("bad", "good"),
+            ("1 prompt ends in a space: the next word's token usually carries it.",),
+        ),
+    ],
+)
+def test_what_is_seldom_meant_is_remarked_upon(tokenizer, texts, answers, remarks):
+    tokens = Prompts(texts, answers=answers, multi_token="first").tokenize(tokenizer)
+    assert tokens.remarks == remarks
+
+
+def test_unknown_characters_are_remarked_upon():
+    from tests.interp.test_encoder_prompts import make_t5_tokenizer
+
+    texts = ["this movie 映画", "this movie"]
+    for start in (None, 0):
+        tokens = Prompts(texts).tokenize(make_t5_tokenizer(), decoder_start=start)
+        assert tokens.remarks == ("1 prompt has characters that the tokenizer does not know (<unk>).",)
+
+
+def test_a_merged_seam_gains_no_space(stories):
+    """SentencePiece would put a space before a rest that is tokenised alone."""
+    from transformers import AutoTokenizer
+
+    llama = AutoTokenizer.from_pretrained(stories)
+    for text, rest in (("She was real", "ly happy"), ("She was ", "happy"), ("Once upon a ti", "me")):
+        ids = [*encode(llama, text), *encode_after(llama, text, rest)]
+        assert llama.decode(ids, skip_special_tokens=True) == text + rest

@@ -1,0 +1,27 @@
+"""Prompts: texts, chats or token ids, the answers that are contrasted after them, and their tokens."""
+
+from interp.prompts.prompts import Prompts
+from interp.prompts.tokens import (
+    AnswerTokens,
+    Batch,
+    TokenizedPrompts,
+    check_same_vocabulary,
+    encode,
+    encode_after,
+    make_batch,
+    positions,
+    token_text,
+)
+
+__all__ = [
+    "AnswerTokens",
+    "Batch",
+    "Prompts",
+    "TokenizedPrompts",
+    "check_same_vocabulary",
+    "encode",
+    "encode_after",
+    "make_batch",
+    "positions",
+    "token_text",
+]
