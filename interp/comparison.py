@@ -6,32 +6,32 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import metadata
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
 
-from interp import __version__
-from interp.engine import Settings, run_measures
-from interp.errors import FormatError, MeasureError, PromptError, TokenizerMismatch
+from interp import __version__, store
+from interp.engine import TEXT_MEASURES, Progress, Settings, no_progress, run_measures
+from interp.errors import MeasureError, PromptError, TokenizerMismatch
 from interp.io import atomic_folder
-from interp.measures import check_measures
-from interp.models import Policy, RewardModel, Source, load_tokenizer
+from interp.loading import DeviceMap
+from interp.measures import as_names, check_measures
+from interp.models import Policy, RewardModel, Source
+from interp.models.lineup import Lineup, load_lineup
 from interp.plot import Plots
-from interp.prompts import Prompts, check_same_vocabulary
+from interp.prompts import Prompts
 from interp.report import write as write_report
+from interp.store import FILE, FORMAT
 from interp.summary import summarise
 from interp.text import columns_text, headline, text_rows
 from interp.text import notes as notes_on
+from interp.turns import InTurn, Together
 
-FORMAT = 1
-FILE = "comparison.nc"
 SUMMARY = "summary.csv"
 REPORT = "report.html"
 OWN = (FILE, SUMMARY, REPORT)
@@ -48,10 +48,12 @@ class Comparison:
     Attributes:
         dataset: every array, with units and a description in its attrs.
         controls: the same arrays of base against each null run.
+        replicates: the same arrays of base against each run of the same recipe with another seed.
     """
 
     dataset: xr.Dataset
     controls: tuple[xr.Dataset, ...] = ()
+    replicates: tuple[xr.Dataset, ...] = ()
 
     def __getitem__(self, name: str) -> xr.DataArray:
         """The array `name`.
@@ -82,7 +84,7 @@ class Comparison:
 
     def summary(self) -> pd.DataFrame:
         """The findings of every reading, largest first (see `interp.summary.summarise`)."""
-        return summarise(self.dataset, self.controls, seed=int(self.dataset.attrs["seed"]))
+        return summarise(self.dataset, self.controls, self.replicates, seed=int(self.dataset.attrs["seed"]))
 
     @property
     def plot(self) -> Plots:
@@ -98,7 +100,7 @@ class Comparison:
         return write_report(self, path)
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
-        """Write the folder `path`: comparison.nc (netCDF 4, null runs as groups) and summary.csv, whole or not at all.
+        """Write the folder `path`: comparison.nc (netCDF 4, other runs as groups) and summary.csv, whole or not at all.
 
         Args:
             path: a new folder.
@@ -113,11 +115,7 @@ class Comparison:
 
     def write_into(self, folder: Path) -> None:
         """Write the files of `save` into an existing folder."""
-        memory = BytesIO()  # HDF5 takes the interpreter down when the disk fills up under it; Python does not
-        for index, data in enumerate((self.dataset, *self.controls)):
-            group = None if index == 0 else f"control_{index - 1}"
-            data.to_netcdf(memory, mode="w" if index == 0 else "a", group=group, engine="h5netcdf")
-        (folder / FILE).write_bytes(memory.getvalue())
+        store.write(folder / FILE, self.dataset, self._runs)
         (folder / SUMMARY).write_text(self.summary().to_csv(index=False), encoding="utf-8")
 
     @classmethod
@@ -127,25 +125,24 @@ class Comparison:
         Raises:
             FormatError: there is no comparison, it is damaged, or it comes from a newer version.
         """
-        file = Path(path).parent / FILE if Path(path).name == FILE else Path(path) / FILE
-        if not file.is_file():
-            raise FormatError(f"{path} holds no {FILE}; name a folder that `interp compare --out` or save() wrote")
-        try:
-            data = _read(file, None)
-            found = data.attrs.get("format")
-            if found != FORMAT:
-                raise FormatError(f"{file} has format {found}, this version reads {FORMAT}; update rlhf-interp")
-            count = len(json.loads(data.attrs["controls"]))
-            return cls(data, tuple(_read(file, f"control_{index}") for index in range(count)))
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise FormatError(f"{file} is damaged ({str(error)[:100]}); compare again") from error
+        data, runs = store.read(path)
+        return cls(data, runs["control"], runs["replicate"])
 
+    def to_parquet(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+        """Write the folder `path` of Parquet files, a long table for each array (see `interp.store.write_tables`).
 
-def _read(file: Path, group: str | None) -> xr.Dataset:
-    with xr.open_dataset(file, engine="h5netcdf", group=group) as opened:
-        data = opened.load()
-    data.attrs = {key: value.item() if isinstance(value, np.generic) else value for key, value in data.attrs.items()}
-    return data
+        Args:
+            path: a new folder.
+            overwrite: replace what an earlier call wrote there.
+
+        Raises:
+            InterpError: the folder holds something else, or cannot be written.
+        """
+        return store.write_tables(path, self.dataset, self._runs, self.summary(), overwrite=overwrite)
+
+    @property
+    def _runs(self) -> store.Runs:
+        return {"control": self.controls, "replicate": self.replicates}
 
 
 def compare(
@@ -156,72 +153,110 @@ def compare(
     measures: Iterable[str] | None = None,
     reward: Any = None,
     control: Any = None,
+    replicates: Any = None,
     tokenizer: Any = None,
     batch_size: int = 16,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
+    device_map: DeviceMap = None,
+    trust_remote_code: bool = False,
     seed: int = 0,
     max_new_tokens: int = 24,
+    draws: int = 1,
     allow_pickle: bool = False,
+    in_memory: str = "all",
+    progress: Progress | None = None,
 ) -> Comparison:
     """Compare a base model with its tuned version on some prompts.
 
     Args:
-        base: hub id, folder, loaded module of transformers, or `Policy`.
-        tuned: the same, of the same shape.
+        base: hub id (with its revision as "id@revision"), folder, loaded module (peft's too), or `Policy`.
+        tuned: the same, of the same shape; or a LoRA adapter, which goes on base and shares its weights.
         prompts: a `Prompts`, or a list of texts.
-        measures: names from `interp.measures.MEASURES`; None is all of them.
+        measures: names from `interp.MEASURES`, or "all"; None is `interp.DEFAULT_MEASURES`, and `completions` where a
+            reward is given.
         reward: a `RewardModel`, or where one with a single label lies; scores the sampled completions.
         control: one null run's model or a list of them (a shuffled reward, say); each is compared with base likewise,
             and the summary shows the range of what they give.
-        tokenizer: a tokenizer for both, or "base" or "tuned"; None: each model's own, which must agree.
+        replicates: one or more models of the same recipe with other seeds, whose spread the summary shows beside.
+        tokenizer: a tokenizer for all, or "base" or "tuned"; None: each model's own. Where one has tokens added, models
+            are compared on the shared ones, and `mass_outside` says how much lies outside; where they differ
+            otherwise, `completions` alone can be compared, each model reading with its own.
         batch_size: prompts a forward pass; changes no result beyond rounding.
         dtype: dtype of the weights when loading; None keeps that of the files.
         device: device when loading; None is the CPU.
+        device_map: where parts of a model go, instead of `device`; "auto" spreads them over the GPUs there are.
+        trust_remote_code: run code that comes with a model.
         seed: seed of sampled completions and of the bootstrap.
         max_new_tokens: longest sampled completion.
+        draws: completions sampled from each model to each prompt.
         allow_pickle: accept pickled weights.
+        in_memory: "all" models at a time, or "one": chunk by chunk of the prompts, base is traced into a scratch file
+            (in TMPDIR, 2 GiB at most) and leaves memory before the next model comes. The results are the same; each
+            chunk reads every model from its file once more.
+        progress: called with what is being done, how much of it is done, and how much there is.
 
     Raises:
-        LoadError: a model cannot be loaded.
+        LoadError: a model cannot be loaded, or with in_memory="one" came loaded.
         UnknownFamily: its architecture is not known.
         FidelityError: its hooks do not add up to the bare model.
-        TokenizerMismatch: base and tuned do not share a vocabulary.
+        TokenizerMismatch: base and tuned do not share a vocabulary, as the measures need.
         PromptError: the prompts or answers do not fit.
         MeasureError: a measure is unknown, or the two models differ in shape.
     """
-    names = check_measures(measures)
+    measures = None if measures is None else as_names(measures)
+    names = check_measures(measures, with_reward=reward is not None)
     if not isinstance(prompts, Prompts):
         prompts = Prompts(prompts)
-    check_settings(batch_size=batch_size, max_new_tokens=max_new_tokens, seed=seed)
-    if measures is not None and "logit_diff" in names and prompts.answers is None:
+    check_settings(batch_size=batch_size, max_new_tokens=max_new_tokens, draws=draws, seed=seed)
+    if measures is not None and "logit_diff" in measures and prompts.answers is None:
         raise MeasureError(
             "logit_diff needs answers: Prompts(..., answers=(' bad', ' good')), or --answer and --against"
         )
-    options: dict[str, Any] = {"dtype": dtype, "device": device, "allow_pickle": allow_pickle}
-    first, *others = _load_policies([base, tuned, *_as_list(control)], tokenizer, options)
-    scorer = RewardModel.load(reward, device=device, allow_pickle=allow_pickle) if reward is not None else None
-    run = Settings(names, batch_size, seed, max_new_tokens, scorer)
-    datasets = run_measures(first, others, prompts, run)
+    if in_memory not in ("all", "one"):
+        raise PromptError(f'in_memory is "all" or "one", not {in_memory!r}')
+    trust: dict[str, Any] = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
+    models = load_lineup(
+        base,
+        tuned,
+        controls=_as_list(control),
+        replicates=_as_list(replicates),
+        tokenizer=tokenizer,
+        one_shape=any(name not in TEXT_MEASURES for name in names),
+        one_in_memory=in_memory == "one",
+        options={"dtype": dtype, "device": device, "device_map": device_map, **trust},
+    )
+    _check_tokens(models, names)
+    scorer = RewardModel.load(reward, device=device, device_map=device_map, **trust) if reward is not None else None
+    held = [models.base.model, *(other.model for other in models.others), *([scorer.model] if scorer else [])]
+    run = Settings(
+        names,
+        batch_size,
+        seed,
+        max_new_tokens,
+        scorer,
+        draws,
+        own_tokens=models.mismatch is not None,
+        turns=InTurn(tuple(held)) if in_memory == "one" else Together(),
+        progress=progress or no_progress,
+    )
+    datasets = run_measures(models.base, models.others, prompts, run)
     settings = {
         "measures": list(names),
         "batch_size": batch_size,
         "max_new_tokens": max_new_tokens,
+        "draws": draws,
         "multi_token": prompts.multi_token,
         "bos": prompts.bos,
         "prompts": len(prompts),
     }
-    common: dict[str, Any] = {
-        "seed": seed,
-        "settings": settings,
-        "reward": dict(scorer.description) if scorer else None,
-    }
-    null = [dict(other.description) for other in others[1:]]
+    common = {"seed": seed, "settings": settings, "reward": dict(scorer.description) if scorer else None}
     labelled = [
-        data.assign_attrs(_attributes(first, other, null if index == 0 else [], **common))
-        for index, (data, other) in enumerate(zip(datasets, others, strict=True))
+        data.assign_attrs(_attributes(models, other, **common))
+        for data, other in zip(datasets, models.others, strict=True)
     ]
-    return Comparison(labelled[0], tuple(labelled[1:]))
+    count = 1 + len(models.controls)
+    return Comparison(labelled[0], tuple(labelled[1:count]), tuple(labelled[count:]))
 
 
 def check_settings(**settings: Any) -> None:
@@ -242,55 +277,29 @@ def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def _load_policies(sources: Sequence[Any], tokenizer: Any, options: dict[str, Any]) -> list[Policy]:
-    """Load base and the others, of one shape and one vocabulary.
-
-    A loaded module that comes without a tokenizer reads with base's.
-    """
-    named = {"base": 0, "tuned": 1}.get(tokenizer) if isinstance(tokenizer, str) else None
-    shared = tokenizer
-    if named is not None:
-        owner = sources[named]
-        shared = owner.tokenizer if isinstance(owner, Policy) else load_tokenizer(owner)
-    base = Policy.load(sources[0], tokenizer=shared, **options)
-    policies = [base if shared is None else replace(base, tokenizer=_loaded(shared, base))]
-    for index, source in enumerate(sources[1:]):
-        borrowed = base.tokenizer if isinstance(source, torch.nn.Module) else None
-        policies.append(Policy.load(source, tokenizer=shared if shared is not None else borrowed, **options))
-        name = "tuned" if index == 0 else f"control {index - 1}"
-        _check_same_shape(base, policies[-1], name, check_tokens=tokenizer is None)
-    return policies
-
-
-def _loaded(tokenizer: Any, base: Policy) -> Any:
-    return base.tokenizer if isinstance(tokenizer, (str, os.PathLike)) else tokenizer
-
-
-def _check_same_shape(base: Policy, other: Policy, name: str, *, check_tokens: bool) -> None:
-    if check_tokens and other.tokenizer is not base.tokenizer:
-        check_same_vocabulary(base.tokenizer, other.tokenizer, name)
-    if base.vocab_size != other.vocab_size:
+def _check_tokens(models: Lineup, measures: Sequence[str]) -> None:
+    """Refuse measures of tokens where the models share none."""
+    refused = [name for name in measures if name not in TEXT_MEASURES]
+    if models.mismatch is not None and refused:
         raise TokenizerMismatch(
-            f"base predicts {base.vocab_size} tokens, {name} {other.vocab_size}; compare checkpoints of one vocabulary"
+            f"{models.mismatch}; {', '.join(refused)} need one vocabulary: pass measures=['completions'] (--measure"
+            ' completions, with reward= if you have one) to compare what the models say, or tokenizer="base" where'
+            " tuned's is a mistaken copy"
         )
-    keys = ("family", "layers", "heads")
-    shapes = [{key: policy.description[key] for key in keys} for policy in (base, other)]
-    if shapes[0] != shapes[1]:
-        raise MeasureError(f"base is {shapes[0]}, {name} {shapes[1]}; compare a model with its own tuned version")
 
 
-def _attributes(
-    base: Policy, tuned: Policy, controls: list[dict[str, Any]], *, seed: int, settings: dict[str, Any], reward: Any
-) -> dict[str, Any]:
+def _attributes(models: Lineup, tuned: Policy, **common: Any) -> dict[str, Any]:
     versions = {name: metadata.version(name) for name in ("torch", "transformers", "numpy", "xarray")}
+    beside = tuned is models.tuned  # the datasets of null runs and replicates stand for one model each
     return {
         "format": FORMAT,
         "interp_version": __version__,
-        "seed": seed,
-        "base": json.dumps(dict(base.description)),
+        "seed": common["seed"],
+        "base": json.dumps(dict(models.base.description)),
         "tuned": json.dumps(dict(tuned.description)),
-        "controls": json.dumps(controls),
-        "reward": json.dumps(reward),
-        "settings": json.dumps(settings),
+        "controls": json.dumps([dict(each.description) for each in models.controls] if beside else []),
+        "replicates": json.dumps([dict(each.description) for each in models.replicates] if beside else []),
+        "reward": json.dumps(common["reward"]),
+        "settings": json.dumps(common["settings"]),
         "versions": json.dumps({"python": platform.python_version(), **versions}),
     }

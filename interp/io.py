@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -23,6 +24,42 @@ def os_reason(error: OSError) -> str:
     return error.strerror or str(error)
 
 
+def _own_prefix(target: Path) -> str:
+    """How the temporary files of this process beside `target` begin: who they belong to can be told from their name."""
+    return f".{target.name}.{socket.gethostname()}-{os.getpid()}."
+
+
+def sweep(target: Path) -> None:
+    """Remove what a process that was killed while it wrote `target` has left beside it.
+
+    A killed process removes nothing itself. Files of processes that run, or ran on another machine, are left alone. An
+    earlier result that had been moved aside comes back where nothing took its place.
+    """
+    start, end = f".{target.name}.{socket.gethostname()}-", (".tmp", ".old")
+    for path in target.parent.iterdir() if target.parent.is_dir() else ():
+        owner = path.name.removeprefix(start).partition(".")[0]
+        if not path.name.startswith(start) or not path.name.endswith(end) or not owner.isdigit() or _runs(int(owner)):
+            continue
+        if path.suffix == ".old" and (path / target.name).exists() and not target.exists():
+            os.replace(path / target.name, target)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    if os.name != "posix":  # signal 0 asks nothing elsewhere, it ends the process
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # it belongs to somebody else, or cannot be one
+        return True
+    return True
+
+
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; it becomes `path` on success and is removed on failure.
@@ -33,7 +70,8 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+        sweep(target)
+        handle, name = tempfile.mkstemp(prefix=_own_prefix(target), suffix=".tmp", dir=target.parent)
     except OSError as error:
         raise InterpError(f"cannot write {target}: {os_reason(error)}") from error
     os.close(handle)
@@ -124,10 +162,11 @@ def atomic_folder(
     Raises:
         InterpError: the folder holds something else, cannot be written, or the disk is full.
     """
+    sweep(Path(path))
     target = check_new_folder(path, owned_by=owned_by, own=own, overwrite=overwrite)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=_own_prefix(target), suffix=".tmp", dir=target.parent))
     except OSError as error:
         raise InterpError(f"cannot write {target}: {os_reason(error)}") from error
     try:
@@ -154,7 +193,7 @@ def _swap(temporary: Path, target: Path) -> None:
     if not target.exists():
         os.replace(temporary, target)
         return
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
+    aside = Path(tempfile.mkdtemp(prefix=_own_prefix(target), suffix=".old", dir=target.parent))
     os.replace(target, aside / target.name)
     try:
         os.replace(temporary, target)

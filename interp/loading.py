@@ -3,27 +3,42 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.utils import logging as hf_logging
 
-from interp.errors import InterpError, LoadError
+from interp.adapters import is_adapter, read_adapter, read_config, unwrap, with_adapter, without_adapter
+from interp.checkpoint import check_folder, check_shape_keys
+from interp.errors import InterpError, LoadError, MissingExtra
 from interp.families import family_of
-from interp.io import read_json, sha256
+from interp.sources import Located, Source, describe_source, local_folder, locate, source_name
+
+__all__ = [
+    "DeviceMap",
+    "Head",
+    "Source",
+    "check_folder",
+    "check_placement",
+    "describe_source",
+    "load_both",
+    "load_model",
+    "load_tokenizer",
+    "local_folder",
+    "source_name",
+]
 
 Head = Literal["causal", "classifier"]
-Source = str | os.PathLike[str] | nn.Module
-_HEAD_SUFFIX = {"causal": ("LMHeadModel", "ForCausalLM"), "classifier": ("ForSequenceClassification",)}
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+DeviceMap = str | Mapping[str, Any] | None
+_KINDS = {"causal": ("language model", "masked language model"), "classifier": ("classifier",)}
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
 @contextlib.contextmanager
@@ -44,88 +59,42 @@ def _quiet() -> Iterator[None]:
             hf_logging.enable_progress_bar()
 
 
-def local_folder(source: str | os.PathLike[str]) -> Path | None:
-    """The folder that `source` names, or None where it is a hub id.
-
-    Raises:
-        LoadError: it looks like a path but no folder is there.
-    """
-    if not isinstance(source, (str, os.PathLike)):
-        raise LoadError(f"a model is a folder, a hub id or a loaded module, not a {type(source).__name__}")
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return path
-    text = os.fspath(source)
-    if path.exists():
-        raise LoadError(f"{text} is a file; name the folder that holds config.json and model.safetensors")
-    if text.startswith((".", "/", "~")) or text.count("/") > 1 or "\\" in text or not text.strip():
-        raise LoadError(f"there is no folder {text!r}; check the path")
-    return None
-
-
-def check_folder(folder: Path, *, allow_pickle: bool = False) -> None:
-    """Refuse a folder that does not hold a whole model.
-
-    Raises:
-        LoadError: config.json or weights are absent, a safetensors file is cut off, or only pickles are there.
-    """
-    if not (folder / "config.json").is_file():
-        if (folder / "pair.json").is_file():
-            raise LoadError(f"{folder} is a pair, not a model; name its tuned/, or what its pair.json calls base")
-        if (folder / "adapter_config.json").is_file():
-            raise LoadError(
-                f"{folder} holds a LoRA adapter, not a model; merge it (peft: merge_and_unload) and save that"
-            )
-        raise LoadError(f"{folder} has no config.json; name a folder that save_pretrained wrote")
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        files = sorted({folder / name for name in read_json(index)["weight_map"].values()})
-    else:
-        files = sorted(folder.glob("model.safetensors"))
-    if not files:
-        pickles = sorted(p.name for pattern in _PICKLES for p in folder.glob(pattern))
-        if not pickles:
-            raise LoadError(f"{folder} has a config.json but no weights; copy model.safetensors into it")
-        if not allow_pickle:
-            raise LoadError(
-                f"{folder} holds pickled weights only ({pickles[0]}), which can run code when loaded; save them as"
-                " safetensors (save_pretrained), or pass allow_pickle=True (--allow-pickle) if you trust the file"
-            )
-    for file in files:
-        if not file.is_file():
-            raise LoadError(f"{file} is listed in {index.name} but absent; copy the whole folder again")
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise LoadError(f"{file} is cut off or damaged ({error}); copy it again") from error
-
-
 def _failed(error: Exception, source: str, what: str) -> LoadError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    local = Path(source).is_dir()
-    remedy = "copy the folder again" if local else f"there is no folder {source!r} here, and the hub did not give it"
+    if "trust_remote_code" in str(error):
+        reason, remedy = "it comes with code of its own", "pass trust_remote_code=True if you trust that code"
+    elif isinstance(error, torch.OutOfMemoryError):
+        remedy = 'choose a smaller dtype, or spread it over several GPUs with device_map="auto"'
+    elif Path(source).is_dir():
+        remedy = "copy the folder again" if what == "tokenizer" else "mend its config.json, or copy the folder again"
+    else:
+        remedy = "check the connection and the model's files on the hub"
     return LoadError(f"cannot load the {what} of {source!r} ({reason[:160]}); {remedy}")
 
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-
-
-def check_placement(dtype: torch.dtype | str | None, device: torch.device | str | None) -> None:
+def check_placement(
+    dtype: torch.dtype | str | None, device: torch.device | str | None, device_map: DeviceMap = None
+) -> None:
     """Refuse a dtype or device before anything is read from disk.
 
     Raises:
         LoadError: naming what there is.
+        MissingExtra: device_map needs accelerate.
     """
-    if dtype is not None and dtype not in _DTYPES and dtype not in _DTYPES.values():
+    known = (isinstance(dtype, str) and dtype in _DTYPES) or dtype in _DTYPES.values()
+    if dtype is not None and not known:
         raise LoadError(f"dtype is float32, bfloat16, float16 or float64, not {dtype!r}")
     if device is not None:
+        if device_map is not None:
+            raise LoadError("device puts the model on one device, device_map on several; give one of them")
         try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            raise LoadError(
-                f"there is no device {str(device)!r} on this machine; use cpu, or cuda with a GPU"
-            ) from error
+            found = torch.empty(0, device=device).device
+        except (RuntimeError, AssertionError, TypeError) as error:
+            raise LoadError(f"there is no device {device!r} on this machine; use cpu, or cuda with a GPU") from error
+        if found.type == "meta":
+            raise LoadError("the device meta holds no weights; use cpu, or cuda with a GPU")
+    if device_map is not None and find_spec("accelerate") is None:
+        raise MissingExtra("lora", "device_map")
 
 
 def _check_keys(name: str, report: dict[str, Any]) -> None:
@@ -138,101 +107,224 @@ def _check_keys(name: str, report: dict[str, Any]) -> None:
             )
 
 
+def _check_weights(name: str, model: nn.Module) -> None:
+    """Refuse NaN, and weights that are not there to be read."""
+    for key, weight in model.named_parameters():
+        if weight.is_meta:
+            raise LoadError(
+                f"{name}: device_map leaves {key} on disk or on the CPU beside GPUs, where it cannot be read;"
+                " use a smaller dtype, more GPUs, or the CPU alone"
+            )
+        if weight.numel() and not all(bool(torch.isfinite(bound)) for bound in torch.aminmax(weight.detach())):
+            raise LoadError(f"{name}: {key} holds NaN or infinity; the training diverged or the file is damaged")
+
+
+def check_head(architecture: str, head: Head, name: str) -> None:
+    """Refuse a classifier where a language model is wanted, and the other way round.
+
+    Raises:
+        UnknownFamily: no row of `interp.families` covers the architecture.
+        LoadError: it has the wrong head.
+    """
+    if family_of(architecture).heads[architecture].kind not in _KINDS[head]:
+        wanted = "a language model" if head == "causal" else "a classifier with a score head"
+        raise LoadError(f"{name} is a {architecture}, not {wanted}; name another model")
+
+
 def load_model(
     source: str | os.PathLike[str],
     *,
     head: Head = "causal",
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
+    device_map: DeviceMap = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    base: Source | None = None,
 ) -> nn.Module:
     """Load a model of transformers by the class that its config names, in eval mode, with every key accounted for.
 
     The class comes from `config.architectures`, never from model_type: a classifier opened as a bare model of its type
-    would get a random score head without a word.
+    would get a random score head without a word. Weights are mapped from their file, not copied, unless dtype or device
+    asks for it. A folder that holds a LoRA adapter gives its base with the adapter on (see `interp.adapters`).
 
     Args:
-        source: folder or hub id.
+        source: folder, or hub id, with its revision as "id@revision".
         head: what the model must have: a language-model head or a score head.
         dtype: dtype of the weights; None keeps that of the files.
         device: device; None is the CPU.
+        device_map: where parts go, as transformers takes it; "auto" spreads them over the GPUs there are.
         revision: revision of a hub id.
-        trust_remote_code: handed to transformers for the config.
+        trust_remote_code: run code that comes with the model.
         allow_pickle: accept pickled weights.
+        base: what an adapter is put on, a loaded module (which then shares its weights and is not changed) or where it
+            lies; None: what the adapter's config names.
 
     Raises:
-        LoadError: no such folder or id, dtype or device; no whole weights; the wrong kind of head; or missing,
-            unexpected or mismatched keys.
+        LoadError: no such folder or id, dtype or device; no whole weights; the wrong kind of head; NaN; missing,
+            unexpected or mismatched keys; or an adapter that does not fit its base.
         UnknownFamily: no row of `interp.families` covers the architecture.
+        MissingExtra: device_map needs accelerate.
     """
-    check_placement(dtype, device)
-    folder = local_folder(source)
-    if folder is not None:
-        check_folder(folder, allow_pickle=allow_pickle)
-    name = str(folder or source)
-    options: dict[str, Any] = {"revision": revision} if folder is None and revision else {}
+    check_placement(dtype, device, device_map)
+    found = locate(source, revision)
+    options: dict[str, Any] = {"dtype": dtype, "device": device, "device_map": device_map}
+    options |= {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
+    if found.folder is not None and is_adapter(found.folder):
+        return _load_adapter(found.folder, base, head=head, **options)
+    if base is not None:
+        raise LoadError(f"{found.name} is a whole model, no adapter; leave base out")
+    return _load_whole(found, head, **options)
+
+
+def _load_adapter(folder: Path, base: Source | None, *, head: Head, allow_pickle: bool, **options: Any) -> nn.Module:
+    """An adapter on its base, whose weights it shares."""
+    adapter = read_adapter(folder, allow_pickle=allow_pickle)
+    if not isinstance(base, nn.Module):
+        named = adapter_base(folder, base)
+        try:
+            base = load_model(named, head=head, allow_pickle=allow_pickle, **options)
+        except LoadError as error:
+            raise LoadError(f"the base of the adapter {folder}: {error}") from error
+    plain = without_adapter(base)
+    check_head(type(plain).__name__, head, f"the base of {folder}")
+    return with_adapter(plain, adapter)
+
+
+def adapter_folder(source: str | os.PathLike[str], revision: str | None = None) -> Path | None:
+    """The folder of the adapter that `source` names, or None where it names a whole model."""
+    folder = locate(source, revision).folder
+    return folder if folder is not None and is_adapter(folder) else None
+
+
+def adapter_base(folder: Path, base: str | os.PathLike[str] | None = None) -> str:
+    """Where the base of an adapter lies: `base`, or what its config names.
+
+    Raises:
+        LoadError: neither names one.
+    """
+    if base is not None:
+        return os.fspath(base)
+    config = read_config(folder)
+    named = config.get("base_model_name_or_path")
+    if not isinstance(named, str) or not named:
+        raise LoadError(f"the adapter {folder} does not name its base; pass base=")
+    revision = config.get("revision")
+    return f"{named}@{revision}" if isinstance(revision, str) and revision and not Path(named).is_dir() else named
+
+
+def _load_whole(
+    found: Located,
+    head: Head,
+    *,
+    dtype: torch.dtype | str | None,
+    device: torch.device | str | None,
+    device_map: DeviceMap,
+    trust_remote_code: bool,
+    allow_pickle: bool,
+) -> nn.Module:
+    name = found.name
+    if found.folder is not None:
+        check_folder(found.folder, allow_pickle=allow_pickle)
     with _quiet():
-        try:
-            config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
-        except (OSError, ValueError, KeyError) as error:
-            raise _failed(error, name, "config") from error
+        config = _load_config(found, trust_remote_code)
         architecture = (getattr(config, "architectures", None) or [type(config).__name__])[0]
-        family_of(architecture)
-        if not architecture.endswith(_HEAD_SUFFIX[head]):
-            wanted = "a language model" if head == "causal" else "a classifier with a score head"
-            raise LoadError(f"{name} is a {architecture}, not {wanted}; name another model")
+        check_head(architecture, head, name)
+        kind = getattr(transformers, architecture, None)
+        if kind is None:  # code that comes with the model, which AutoConfig has asked for trust in
+            kind = (
+                transformers.AutoModelForCausalLM
+                if head == "causal"
+                else transformers.AutoModelForSequenceClassification
+            )
+        trusted = {"trust_remote_code": True} if trust_remote_code and not hasattr(transformers, architecture) else {}
         try:
-            model, report = getattr(transformers, architecture).from_pretrained(
+            model, report = kind.from_pretrained(
                 name,
                 config=config,
                 dtype=(_DTYPES[dtype] if isinstance(dtype, str) else dtype) or "auto",
                 use_safetensors=None if allow_pickle else True,
                 output_loading_info=True,
-                **options,
+                ignore_mismatched_sizes=True,  # so that they are in the report, and refused by their names
+                **({} if device_map is None else {"device_map": device_map}),
+                **trusted,
+                **found.options,
             )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        except Exception as error:  # transformers raises whatever its classes stumble over in an odd config
             raise _failed(error, name, "weights") from error
     _check_keys(name, report)
+    _check_weights(name, model)
     model.eval()
-    return model.to(device) if device is not None else model
+    try:
+        return model.to(device) if device is not None else model
+    except torch.OutOfMemoryError as error:
+        raise _failed(error, name, "weights") from error
+
+
+def _load_config(found: Located, trust_remote_code: bool) -> Any:
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            found.name, trust_remote_code=trust_remote_code, **found.options
+        )
+    except Exception as error:  # as above
+        raise _failed(error, found.name, "config") from error
+    if found.folder is not None:
+        check_shape_keys(found.folder / "config.json", config)
+    return config
 
 
 def load_tokenizer(
     source: str | os.PathLike[str], *, revision: str | None = None, trust_remote_code: bool = False
 ) -> Any:
-    """Load the tokenizer of a folder or hub id.
+    """Load the tokenizer of a folder or hub id; that of an adapter without one is its base's.
 
     Raises:
         LoadError: there is none.
     """
-    folder = local_folder(source)
-    name = str(folder or source)
-    if folder is not None and not any(
-        (folder / f).is_file() for f in ("tokenizer.json", "tokenizer_config.json", "vocab.json")
-    ):
+    found = locate(source, revision)
+    folder = found.folder
+    if folder is not None and not _holds_tokenizer(folder):
+        if is_adapter(folder):
+            return load_tokenizer(adapter_base(folder), trust_remote_code=trust_remote_code)
         raise LoadError(f"{folder} holds no tokenizer; save one into it, or pass tokenizer=")
-    options: dict[str, Any] = {"revision": revision} if folder is None and revision else {}
     with _quiet():
         try:
-            return transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
+            return transformers.AutoTokenizer.from_pretrained(
+                found.name, trust_remote_code=trust_remote_code, **found.options
+            )
         except InterpError:
             raise
         except Exception as error:  # tokenizers raises bare Exception on a damaged file
-            raise _failed(error, name, "tokenizer") from error
+            raise _failed(error, found.name, "tokenizer") from error
+
+
+def _holds_tokenizer(folder: Path) -> bool:
+    return any((folder / f).is_file() for f in ("tokenizer.json", "tokenizer_config.json", "vocab.json"))
 
 
 def load_both(
-    source: Source, tokenizer: Any, *, revision: str | None, trust_remote_code: bool, **options: Any
+    source: Source,
+    tokenizer: Any,
+    *,
+    revision: str | None,
+    trust_remote_code: bool,
+    head: Head = "causal",
+    base: Source | None = None,
+    otherwise: Any = None,
+    **options: Any,
 ) -> tuple[nn.Module, Any]:
     """A model and its tokenizer.
 
     Args:
-        source: folder, hub id, or a loaded module, which is taken as it is.
+        source: folder, hub id, or a loaded module, which is taken as it is; one that peft wrapped is read as plain
+            modules over the same weights, with its active adapters on.
         tokenizer: a tokenizer, or where to load one from; None: the one at `source`.
         revision: revision of a hub id.
-        trust_remote_code: handed to transformers.
+        trust_remote_code: run code that comes with the model.
+        head: what the model must have.
+        base: what an adapter is put on (see `load_model`).
+        otherwise: the tokenizer of an adapter that has none; None: its base's.
         options: what else `load_model` takes.
 
     Raises:
@@ -242,33 +334,13 @@ def load_both(
     if isinstance(source, nn.Module):
         if tokenizer is None:
             raise LoadError(f"a loaded {type(source).__name__} comes without a tokenizer; pass tokenizer= as well")
-        model = source
+        model = unwrap(source)
+        check_head(type(model).__name__, head, "the loaded module")
     else:
-        model = load_model(source, **hub, **options)
-        tokenizer = source if tokenizer is None else tokenizer
+        model = load_model(source, head=head, base=base, **hub, **options)
+        if tokenizer is None:
+            folder = adapter_folder(source, revision)
+            if folder is not None and not _holds_tokenizer(folder):
+                tokenizer = base if otherwise is None and isinstance(base, (str, os.PathLike)) else otherwise
+            tokenizer = source if tokenizer is None else tokenizer
     return model, load_tokenizer(tokenizer, **hub) if isinstance(tokenizer, (str, os.PathLike)) else tokenizer
-
-
-def describe_source(source: Any, *, revision: str | None = None) -> dict[str, Any]:
-    """A reference to where a model comes from, with its content's hash where that can be known.
-
-    Returns:
-        `{"folder", "sha256": {file: hash}}` of config and weights for a folder, `{"id", "revision"}` for a hub id,
-        `{"object", "sha256"}` of the parameters for a loaded module.
-    """
-    if isinstance(source, nn.Module):
-        digest = hashlib.sha256()
-        for name, tensor in sorted(source.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-        return {"object": type(source).__name__, "sha256": digest.hexdigest()}
-    folder = local_folder(source)
-    if folder is None:
-        return {"id": os.fspath(source), "revision": revision}
-    names = sorted(p for p in folder.iterdir() if p.name == "config.json" or p.suffix in (".safetensors", ".bin"))
-    return {"folder": str(folder.resolve()), "sha256": {p.name: sha256(p) for p in names}}
-
-
-def source_name(description: Mapping[str, Any]) -> str:
-    """Where a model comes from, in a word: its folder, its hub id, or its class."""
-    return str(description.get("folder") or description.get("id") or description.get("object"))

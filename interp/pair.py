@@ -120,7 +120,8 @@ class CheckpointPair:
         if "folder" in reference:
             return str(reference["folder"])
         if "id" in reference:
-            return str(reference["id"])
+            revision = reference.get("revision")
+            return f"{reference['id']}@{revision}" if revision else str(reference["id"])
         raise FormatError(f"{self.path / MANIFEST}: a reference needs one of path, folder or id, not {dict(reference)}")
 
 

@@ -17,13 +17,14 @@ TEXTS = """this movie was really|the plot was|great acting and a very boring fil
 this plot was really|great film and the plot was very|the film was|this was a very""".replace("\n", "").split("|")
 PROMPTS = dict(answers=(" bad", " good"))
 DIFFERENCES = """kl js response_kl response_js lens_kl attribution_write attribution_readout head_attribution_write
-head_attribution_readout pattern_js pattern_js_last qk_change ov_change mlp_change param_change""".split()
+head_attribution_readout pattern_js pattern_js_last qk_change ov_change mlp_change param_change mover_change
+lens_base_head_kl lens_pos_kl neuron_attribution_write neuron_attribution_readout effective_rank
+singular_change""".split()
 
 
-def run(base, tuned, tokenizer, texts=TEXTS, prompt_options=PROMPTS, **options):
-    return interp.compare(
-        base, tuned, interp.Prompts(texts, **prompt_options), tokenizer=tokenizer, max_new_tokens=5, **options
-    )
+def run(base, tuned, tokenizer, texts=TEXTS, prompt_options=PROMPTS, measures="all", **options):
+    prompts = interp.Prompts(texts, **prompt_options)
+    return interp.compare(base, tuned, prompts, tokenizer=tokenizer, max_new_tokens=5, measures=measures, **options)
 
 
 def test_every_difference_of_a_model_with_itself_is_zero(make_model, tokenizer):
@@ -36,6 +37,9 @@ def test_every_difference_of_a_model_with_itself_is_zero(make_model, tokenizer):
             if "model" in values.dims:
                 base, other = values.sel(model="base").values, values.sel(model="tuned").values
                 assert (base == other).all() or np.array_equal(base, other, equal_nan=True), name
+        assert (data["resid_cosine"] == 1).all() and (data["resid_cosine_last"] == 1).all()
+        base_lens = data["lens_logit_diff"].sel(model="base", drop=True)
+        assert (data["lens_base_head_logit_diff"] == base_lens).all()
     frame = run(model, model, tokenizer).summary()
     changes = ~frame["finding"].str.contains(": base|: tuned$")
     assert (frame["estimate"][changes] == 0).all()
@@ -61,9 +65,10 @@ def test_a_planted_head_is_the_one_that_the_weight_table_names(make_model, token
     ov[plant] = 0
     assert (ov == 0).all() and (cmp["qk_change"].values == 0).all() and (cmp["mlp_change"].values == 0).all()
     weights = cmp.summary().query("reading == 'weights'")
-    assert weights["finding"].tolist() == [
+    assert weights["finding"].tolist()[:3] == [
         f"L{plant[0]}H{plant[1]}: relative change of its OV circuit", "no QK circuit changed", "no MLP changed",
     ]  # fmt: skip
+    assert len(weights) == 4 and "effective rank" in weights["finding"].tolist()[3]
     # nothing before the plant moved, and what the head itself writes is half as much again
     assert (cmp["pattern_js"].sel(layer=slice(0, plant[0])) == 0).all()
     assert float(cmp["head_attribution_write"].sel(layer=plant[0], head=plant[1]).std()) > 0
@@ -158,6 +163,21 @@ def test_damaged_results_are_refused(tmp_path, make_model, tokenizer):
         interp.Comparison.load(tmp_path / "newer")
 
 
+def test_the_default_leaves_out_what_is_asked_for_by_name(make_model, tokenizer):
+    base, tuned = make_model(1), make_model(2)
+    cmp = run(base, tuned, tokenizer, measures=None)
+    assert json.loads(cmp.dataset.attrs["settings"])["measures"] == list(interp.DEFAULT_MEASURES)
+    assert not {"completion", "ov_change", "neuron_attribution", "lens_pos_kl"} & set(cmp.keys())
+    assert len(cmp.summary()) <= 35
+    scorer = interp.RewardModel.load(classifier(), tokenizer=tokenizer, label="POS")
+    assert "completion_reward" in run(base, tuned, tokenizer, measures=None, reward=scorer)
+
+
+def test_several_draws(make_model, tokenizer):
+    cmp = run(make_model(1), make_model(2), tokenizer, measures="completions", draws=3)
+    assert cmp["completion"].sizes["draw"] == cmp["response_kl"].sizes["draw"] == 3
+
+
 def test_measures_can_be_chosen(make_model, tokenizer):
     cmp = run(make_model(1), make_model(2), tokenizer, measures=["kl", "weights"])
     assert {"kl", "js", "qk_change", "ov_change"} <= set(cmp.dataset.data_vars)
@@ -201,10 +221,9 @@ class TestRefusals:
         other = copy.deepcopy(tokenizer)
         other.add_tokens(["<extra>"])
         base, tuned = save(tiny_gpt2(), tmp_path / "b", tokenizer), save(tiny_gpt2(), tmp_path / "t", other)
-        with pytest.raises(TokenizerMismatch, match="need one vocabulary"):
-            interp.compare(base, tuned, ["this movie"])
-        assert interp.compare(base, tuned, ["this movie"], tokenizer="base", measures=["kl"])["kl"].max() == 0
-        with pytest.raises(TokenizerMismatch, match="base predicts 271 tokens, tuned 300|base predicts"):
+        for options in ({}, {"tokenizer": "base"}):
+            assert interp.compare(base, tuned, ["this movie"], measures=["kl"], **options)["kl"].max() == 0
+        with pytest.raises(TokenizerMismatch, match=r"tuned predicts 300 tokens, the tokenizer has 310; pass"):
             interp.compare(tiny_gpt2(), tiny_gpt2(vocab_size=300), ["this movie"], tokenizer=tokenizer)
 
     def test_shapes(self, tokenizer):
@@ -248,8 +267,8 @@ class TestRefusals:
         assert interp.compare(tuned, base, ["this"], tokenizer="base", measures=["kl"])["kl"].max() == 0
 
     def test_names(self, tokenizer):
-        with pytest.raises(MeasureError, match="unknown measure 'neurons'"):
-            run(tiny_gpt2(), tiny_gpt2(), tokenizer, measures=["neurons"])
+        with pytest.raises(MeasureError, match="unknown measure 'synapses'"):
+            run(tiny_gpt2(), tiny_gpt2(), tokenizer, measures=["synapses"])
         with pytest.raises(LoadError, match="there is no folder"):
             interp.compare("./nowhere", tiny_gpt2(), ["a"])
 
@@ -269,9 +288,9 @@ def test_on_real_models(real_data, name):
     texts = ["This movie was really", "One day, a little girl", "The big dog was very", "Tom and Lily were so"]
     prompts = interp.Prompts(texts, answers=(" sad", " happy"), multi_token="first")
     tokenizer = interp.Policy.load(folder).tokenizer
-    cmp = interp.compare(folder, tuned, prompts, tokenizer=tokenizer)
+    cmp = interp.compare(folder, tuned, prompts, tokenizer=tokenizer, measures="all")
     assert np.argmax(cmp["ov_change"].values) == 3 * cmp.dataset.sizes["head"] + 2
     assert (cmp["ov_change"].values > 0).sum() == 1
     assert cmp["completeness_error"].max() < 1e-4
-    itself = interp.compare(folder, folder, prompts)
+    itself = interp.compare(folder, folder, prompts, measures="all")
     assert all(float(abs(itself[name]).max()) == 0 for name in DIFFERENCES)

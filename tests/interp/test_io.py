@@ -1,11 +1,19 @@
 import errno
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from interp import io
 from interp.errors import FormatError, InterpError
 from interp.pair import CheckpointPair
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_file_is_whole_or_absent(tmp_path):
@@ -102,7 +110,7 @@ def test_pair_round_trip_and_references(tmp_path):
     (tmp_path / "tuned" / "model.safetensors").write_bytes(b"weights")
     pair = CheckpointPair.write(tmp_path, MANIFEST)
     assert pair == CheckpointPair.load(tmp_path, verify=True)
-    assert (pair.base, pair.tuned, pair.reward) == ("gpt2", str(tmp_path / "tuned"), "/somewhere")
+    assert (pair.base, pair.tuned, pair.reward) == ("gpt2@abc", str(tmp_path / "tuned"), "/somewhere")
     assert pair.controls == (str(tmp_path / "controls/shuffled-0"),)
     (tmp_path / "tuned" / "model.safetensors").write_bytes(b"other")
     with pytest.raises(FormatError, match="differs from its hash"):
@@ -129,3 +137,42 @@ def test_a_newer_pair_is_refused(tmp_path):
     (tmp_path / "pair.json").write_text(json.dumps({**manifest, "format": 2}))
     with pytest.raises(FormatError, match="update rlhf-interp"):
         CheckpointPair.load(tmp_path)
+
+
+def killed(tmp_path, code):
+    """Run code in a process that is killed in the middle of it."""
+    start = f"import os, signal; from interp import io; from pathlib import Path; root = Path({str(tmp_path)!r})\n"
+    stop = "os.kill(os.getpid(), signal.SIGKILL)"
+    done = subprocess.run([sys.executable, "-c", start + code.replace("KILL", stop)], cwd=ROOT)
+    assert done.returncode == -signal.SIGKILL
+
+
+def test_the_next_save_removes_what_a_killed_process_left(tmp_path):
+    code = 'with io.atomic_folder(root / "out", owned_by="me") as folder: (folder / "me").write_text("half"); KILL'
+    killed(tmp_path, code)
+    killed(tmp_path, 'with io.atomic_file(root / "text") as file: file.write_text("half"); KILL')
+    (tmp_path / f".out.{socket.gethostname()}-{os.getppid()}.x.tmp").mkdir()  # of a process that runs
+    (tmp_path / ".out.elsewhere-1.x.tmp").mkdir()
+    assert len(list(tmp_path.iterdir())) == 4
+    with io.atomic_folder(tmp_path / "out", owned_by="me") as folder:
+        (folder / "me").write_text("whole")
+    io.write_text(tmp_path / "text", "whole")
+    left = sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".out."))
+    assert left == ["out", "text"] and len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_result_that_a_killed_process_had_moved_aside_comes_back(tmp_path):
+    with io.atomic_folder(tmp_path / "out", owned_by="me") as folder:
+        (folder / "me").write_text("first")
+    code = (
+        "import os as system; move = system.replace\n"
+        "def replace(source, target):\n    move(source, target)\n    KILL\n"
+        "io.os.replace = replace\n"
+        'with io.atomic_folder(root / "out", owned_by="me", own=["me"], overwrite=True) as folder:\n'
+        '    (folder / "me").touch()'
+    )
+    killed(tmp_path, code)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(InterpError, match="already holds a result"):
+        io.atomic_folder(tmp_path / "out", owned_by="me", own=["me"]).__enter__()
+    assert (tmp_path / "out" / "me").read_text() == "first" and list(tmp_path.iterdir()) == [tmp_path / "out"]
