@@ -1,10 +1,15 @@
-"""How far two distributions lie apart: the one definition of KL and of JS, for measures and for training alike."""
+"""How far two distributions lie apart: one definition of KL, JS and entropy, for measures and for training alike."""
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
+
+KINDS = ("kl", "js", "entropy of base", "entropy of tuned")
+
+_BLOCK = 2**19
+"""Numbers in a block of rows: its arrays stay in the processor's cache, which is what makes `divergences` fast."""
 
 
 def kl_divergence(tuned: Float[Tensor, "*batch vocab"], base: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch"]:
@@ -18,10 +23,29 @@ def kl_divergence(tuned: Float[Tensor, "*batch vocab"], base: Float[Tensor, "*ba
         Nats, summed in float64; not below 0, where rounding would put it; infinite where base rules out what tuned
         does not.
     """
-    log_p, log_q = (logits.log_softmax(-1, dtype=_precision(logits)) for logits in (tuned, base))
-    p = log_p.exp()
-    terms = torch.where(p > 0, p * (log_p - log_q), torch.zeros_like(p))
-    return terms.sum(-1, dtype=torch.float64).clamp_min(0)
+    return kl_of_log_probs(log_probs(tuned), log_probs(base))
+
+
+def log_probs(logits: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch vocab"]:
+    """Log-softmax of logits; half precision is read as float32."""
+    return logits.log_softmax(-1, dtype=_precision(logits))
+
+
+def kl_of_log_probs(
+    log_p: Float[Tensor, "*batch outcome"], log_q: Float[Tensor, "*batch outcome"]
+) -> Float[Tensor, "*batch"]:
+    """KL(p || q) out of normalised log-probabilities (see `kl_divergence`)."""
+    return _mean_under(log_p.exp(), log_p - log_q).clamp_min(0)
+
+
+def entropy(p: Float[Tensor, "*batch outcome"]) -> Float[Tensor, "*batch"]:
+    """Entropy -sum p log p of distributions, in nats; from 0 (certain) to log of the number of outcomes (uniform)."""
+    return torch.special.entr(p).sum(-1, dtype=torch.float64).clamp_min(0)
+
+
+def entropy_of_log_probs(log_p: Float[Tensor, "*batch outcome"]) -> Float[Tensor, "*batch"]:
+    """The same out of normalised log-probabilities, where no logarithm is left to take."""
+    return _mean_under(log_p.exp(), log_p).neg().clamp_min(0)
 
 
 def js_divergence(p: Float[Tensor, "*batch outcome"], q: Float[Tensor, "*batch outcome"]) -> Float[Tensor, "*batch"]:
@@ -34,10 +58,48 @@ def js_divergence(p: Float[Tensor, "*batch outcome"], q: Float[Tensor, "*batch o
         p: probabilities over the last dim.
         q: probabilities of the same shape.
     """
-    total = p + q
-    d = torch.where(total > 0, (p - q) / total.clamp_min(torch.finfo(total.dtype).tiny), torch.zeros_like(total))
-    terms = torch.special.xlog1py(p, d) + torch.special.xlog1py(q, -d)
+    d = (p - q) / (p + q).clamp_min(torch.finfo(p.dtype).tiny)
+    # Where one of the two is 0 its logarithm is minus infinity; held finite, 0 times it is the 0 that is meant.
+    terms = p * d.log1p().clamp_min(-100) + q * d.neg().log1p().clamp_min(-100)
     return 0.5 * terms.sum(-1, dtype=torch.float64).clamp_min(0)
+
+
+def divergences(
+    tuned: Float[Tensor, "*batch vocab"], base: Float[Tensor, "*batch vocab"], where: Bool[Tensor, "*batch"]
+) -> Float[Tensor, "kind row"]:
+    """What `KINDS` names, in nats, of those rows of logits that are wanted, a few rows at a time.
+
+    Each is what its own function gives; here the distributions are normalised once for all four.
+
+    Args:
+        tuned: logits of the tuned model.
+        base: logits of the base model on the same tokens.
+        where: True at the rows wanted.
+
+    Returns:
+        A row for each True, in their order, on the CPU.
+    """
+    t_rows, b_rows = tuned.flatten(0, -2), base.flatten(0, -2)
+    blocks = []
+    for index in where.flatten().cpu().nonzero()[:, 0].split(max(1, _BLOCK // tuned.shape[-1])):
+        first, last = int(index[0]), int(index[-1])
+        rows = slice(first, last + 1) if last - first < len(index) else index  # a slice of rows needs no copy
+        log_p, log_q = log_probs(t_rows[rows]), log_probs(b_rows[rows].to(tuned.device))
+        p, q = log_p.exp(), log_q.exp()
+        kl = _mean_under(p, log_p - log_q)
+        js = js_divergence(p, q)
+        entropies = (_mean_under(q, log_q).neg(), _mean_under(p, log_p).neg())
+        blocks.append(torch.stack([kl, js, *entropies]).clamp_min(0).cpu())
+    return torch.cat(blocks, dim=1)
+
+
+def _mean_under(p: Float[Tensor, "*batch outcome"], values: Float[Tensor, "*batch outcome"]) -> Float[Tensor, "*batch"]:
+    """Sum of p * values, in float64; an outcome of probability 0 counts nothing, whatever its value."""
+    terms = p * values
+    total = terms.sum(-1, dtype=torch.float64)
+    if bool(total.isnan().any()):  # 0 times an infinity somewhere; rare, and dear to look for in every number
+        total = terms.masked_fill(p == 0, 0).sum(-1, dtype=torch.float64)
+    return total
 
 
 def _precision(logits: Tensor) -> torch.dtype:

@@ -15,11 +15,13 @@ from interp.errors import MeasureError
 from interp.hooks import Site
 from interp.measures.attention import attention, attention_sites
 from interp.measures.attribution import attribution, attribution_sites
-from interp.measures.lens import lens, lens_sites
+from interp.measures.lens import lens, lens_positions, lens_sites
 from interp.measures.logits import kl, logit_diff, next_token
+from interp.measures.neurons import most_changed, neuron_sites, neurons
+from interp.measures.residual import residual
 from interp.models import Policy, Trace
 
-__all__ = ["MEASURES", "TRACE_MEASURES", "TraceMeasure", "check_measures"]
+__all__ = ["DEFAULT_MEASURES", "MEASURES", "TRACE_MEASURES", "TraceMeasure", "as_names", "check_measures"]
 
 
 def _no_sites(_: Policy) -> list[Site]:
@@ -33,10 +35,12 @@ class TraceMeasure:
     Attributes:
         function: from (base, tuned) to a Dataset.
         sites: the sites that must be captured for it.
+        finish: from the Dataset of all prompts to what is kept of it, where a choice needs all prompts.
     """
 
     function: Callable[[Trace, Trace], xr.Dataset]
     sites: Callable[[Policy], list[Site]] = _no_sites
+    finish: Callable[[xr.Dataset], xr.Dataset] | None = None
 
 
 TRACE_MEASURES: dict[str, TraceMeasure] = {
@@ -44,26 +48,43 @@ TRACE_MEASURES: dict[str, TraceMeasure] = {
     "logit_diff": TraceMeasure(logit_diff),
     "kl": TraceMeasure(kl),
     "lens": TraceMeasure(lens, lens_sites),
+    "lens_positions": TraceMeasure(lens_positions, lens_sites),
+    "residual": TraceMeasure(residual, lens_sites),
     "attribution": TraceMeasure(attribution, attribution_sites),
+    "neurons": TraceMeasure(neurons, neuron_sites, most_changed),
     "attention": TraceMeasure(attention, attention_sites),
 }
 
 MEASURES: tuple[str, ...] = (*TRACE_MEASURES, "weights", "completions")
 """Every measure that `compare` knows, in the order of the report."""
 
+DEFAULT_MEASURES: tuple[str, ...] = ("next_token", "logit_diff", "kl", "lens", "residual", "attribution", "attention")
+"""What `compare` takes unless told otherwise; the others are asked for by name, all of them by "all"."""
 
-def check_measures(names: Iterable[str] | None) -> tuple[str, ...]:
-    """The measures to take, in the report's order; None is all of them.
+
+def as_names(names: Iterable[str] | None) -> tuple[str, ...]:
+    """The measures that were asked for by name."""
+    return () if names is None else (names,) if isinstance(names, str) else tuple(names)
+
+
+def check_measures(names: Iterable[str] | None, *, with_reward: bool = False) -> tuple[str, ...]:
+    """The measures to take, in the report's order.
+
+    Args:
+        names: a name or several; "all" is `MEASURES`, None `DEFAULT_MEASURES`.
+        with_reward: there is a reward, so that the default holds the completions that it scores.
 
     Raises:
         MeasureError: one is unknown, or none is named.
     """
-    if names is None:
-        return MEASURES
-    asked = [names] if isinstance(names, str) else list(names)
+    asked = as_names(names)
     for name in asked:
-        if name not in MEASURES:
-            raise MeasureError(f"unknown measure {name!r}; choose among {', '.join(MEASURES)}")
+        if name not in (*MEASURES, "all"):
+            raise MeasureError(f"unknown measure {name!r}; choose among {', '.join(MEASURES)}, or all")
+    if names is None:
+        asked = (*DEFAULT_MEASURES, "completions") if with_reward else DEFAULT_MEASURES
     if not asked:
-        raise MeasureError(f"no measure is named; choose among {', '.join(MEASURES)}, or leave measures out for all")
-    return tuple(name for name in MEASURES if name in asked)
+        raise MeasureError(
+            f"no measure is named; choose among {', '.join(MEASURES)}, or leave measures out for the default"
+        )
+    return tuple(name for name in MEASURES if name in asked or "all" in asked)

@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
+from jaxtyping import Int
 from torch import Tensor
+
+from interp.prompts import token_text
 
 MODELS = ("base", "tuned")
 ANSWERS = ("answer", "alternative")
@@ -36,6 +39,28 @@ def dataset(variables: Mapping[str, Variable], **coords: Any) -> xr.Dataset:
     known: dict[str, Any] = {"model": list(MODELS), "answer": list(ANSWERS)}
     labels = {dim: label for dim, label in {**known, **coords}.items() if dim in used}
     return xr.Dataset(dict(variables), coords=labels)
+
+
+class TokenTexts:
+    """Token ids as a person reads them; each id is decoded once.
+
+    Args:
+        tokenizer: a tokenizer of transformers.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._known: dict[int, str] = {}
+
+    def __getitem__(self, token_id: int) -> str:
+        if token_id not in self._known:
+            self._known[token_id] = token_text(self._tokenizer, token_id)
+        return self._known[token_id]
+
+    def of(self, ids: Int[Tensor, "..."]) -> np.ndarray:
+        """An array of texts in the shape of `ids`; a negative id is no token, and empty."""
+        flat = [self[i] if i >= 0 else "" for i in ids.flatten().tolist()]
+        return strings(flat).reshape(tuple(ids.shape))
 
 
 def stack_models(base: Tensor, tuned: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""How far the attention patterns of two models lie apart, head by head."""
+"""How the attention patterns of two models differ, head by head, and where attention moved."""
 
 from __future__ import annotations
 
@@ -6,53 +6,132 @@ from collections.abc import Sequence
 
 import torch
 import xarray as xr
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from interp.divergences import js_divergence
+from interp.divergences import entropy, js_divergence
+from interp.families.parts import StackName
 from interp.hooks import Site
-from interp.measures.arrays import MODELS, dataset, stack_models, variable
+from interp.measures.arrays import MODELS, TokenTexts, Variable, dataset, stack_models, variable
+from interp.measures.logits import target_ids
+from interp.measures.spans import mean_over, prompt_columns
+from interp.measures.token_classes import TOKEN_CLASSES, shares, token_classes
 from interp.models import Policy, Trace
 from interp.prompts import Batch
 
+PREFIXES: dict[StackName | None, str] = {None: "", "encoder": "encoder_", "cross": "cross_"}
+"""What the variables of each stack's attention are called by."""
+
 
 def attention_sites(policy: Policy) -> list[Site]:
-    """The pattern of every layer."""
-    return [Site("pattern", layer) for layer in range(policy.parts.n_layers)]
+    """The pattern of every layer; of an encoder-decoder also of its encoder and of the attention to it."""
+    return [site for stack in policy.parts.stacks for site in stack_sites(policy, stack)]
 
 
-def prompt_queries(batch: Batch) -> Float[Tensor, "batch 1 query"]:
-    """1 at the columns of prompt tokens, 0 at padding and response."""
-    columns = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)
-    inside = (columns >= batch.first[:, None]) & (columns <= batch.last_prompt[:, None])
-    return inside[:, None].double()
+def stack_sites(policy: Policy, stack: StackName | None = None) -> list[Site]:
+    """The pattern of every layer of one stack."""
+    layers = policy.parts.n_encoder_layers if stack == "encoder" else policy.parts.n_layers
+    return [Site("pattern", layer, stack) for layer in range(layers)]
+
+
+def query_columns(batch: Batch, stack: StackName | None) -> Bool[Tensor, "batch query"]:
+    """True at the queries over which a pattern is averaged: the prompt's tokens, or all that the encoder reads."""
+    if stack != "encoder":
+        return prompt_columns(batch)
+    assert batch.encoder_mask is not None
+    return batch.encoder_mask
 
 
 def attention(base: Trace, tuned: Trace) -> xr.Dataset:
-    """Jensen-Shannon divergence over key positions of the two models' patterns, by head.
+    """How the attention patterns changed, by head: divergence, entropy, and the classes of token attended to.
 
-    `pattern_js` is its mean over the prompt's query positions, `pattern_js_last` its value at the last one.
+    `pattern_js` is the Jensen-Shannon divergence over key positions of the two models' patterns, the mean over the
+    prompt's query positions, and `pattern_js_last` its value at the last one. `pattern_entropy` is each model's entropy
+    over keys, mean over queries. `attention_to` is the share of the last prompt token's attention that goes to each
+    class of token (see `token_classes`), `attention_to_mean` that of the mean over queries. Of an encoder-decoder this
+    is the decoder's self-attention, and the encoder's attention and that of decoder to encoder have their divergence
+    and entropy with the prefixes `encoder_` and `cross_`.
     """
-    batch = base.batch
-    weights = prompt_queries(batch)
-    means, lasts = [], []
-    for site in attention_sites(base.policy):
-        js = js_divergence(base[site].float(), tuned[site].float().to(base[site].device))
-        means.append((js * weights).sum(-1) / weights.sum(-1))
-        lasts.append(batch.at_last_prompt(js.transpose(1, 2)))
-    parts = base.policy.parts
+    batch, parts = base.batch, base.policy.parts
+    classes = token_classes(batch, target_ids(base, tuned), TokenTexts(base.policy.tokenizer))
+    found = pattern_changes(base, tuned, stack_sites(base.policy), query_columns(batch, None))
+    found |= attention_to(base, tuned, stack_sites(base.policy), classes)
+    for stack in parts.stacks[1:]:
+        inside = query_columns(batch, stack)
+        found |= pattern_changes(base, tuned, stack_sites(base.policy, stack), inside, prefix=PREFIXES[stack])
     return dataset(
-        {
-            "pattern_js": variable(
-                "prompt layer head", torch.stack(means, 1), "JS of attention patterns, mean over queries", "nats"
-            ),
-            "pattern_js_last": variable(
-                "prompt layer head", torch.stack(lasts, 1), "JS of attention patterns at the last query", "nats"
-            ),
-        },
+        found,
         layer=range(parts.n_layers),
+        encoder_layer=range(parts.n_encoder_layers),
         head=range(parts.n_heads),
+        token_class=list(TOKEN_CLASSES),
     )
+
+
+def _patterns(base: Trace, tuned: Trace, site: Site) -> tuple[Tensor, Tensor]:
+    """Both patterns at a site, float32, on base's device."""
+    return base[site].float(), tuned[site].float().to(base[site].device)
+
+
+def pattern_changes(
+    base: Trace, tuned: Trace, sites: Sequence[Site], inside: Bool[Tensor, "batch query"], *, prefix: str = ""
+) -> dict[str, Variable]:
+    """JS and entropy of the patterns at some sites, by head.
+
+    Args:
+        base: trace that holds the patterns.
+        tuned: the same of the tuned model.
+        sites: the pattern of each layer of one stack.
+        inside: the queries that count.
+        prefix: what the variables are called by.
+
+    Returns:
+        `pattern_js`, `pattern_entropy`, and, unless the stack is an encoder's, which has no last query of its own,
+        `pattern_js_last`.
+    """
+    means, lasts, entropies = [], [], []
+    for site in sites:
+        patterns = _patterns(base, tuned, site)
+        js = js_divergence(*patterns)
+        means.append(mean_over(inside, js))
+        entropies.append(stack_models(*(mean_over(inside, entropy(pattern)) for pattern in patterns)))
+        if site.stack != "encoder":
+            lasts.append(base.batch.at_last_prompt(js.transpose(1, 2)).cpu())
+    layer = "encoder_layer" if prefix == PREFIXES["encoder"] else "layer"
+    words = {"": "attention patterns", "encoder_": "the encoder's patterns", "cross_": "patterns over the encoder"}
+    dims, what = f"prompt {layer} head", words[prefix]
+    found = {
+        f"{prefix}pattern_js": variable(dims, torch.stack(means, 1), f"JS of {what}, mean over queries", "nats"),
+        f"{prefix}pattern_entropy": variable(
+            f"prompt model {layer} head", torch.stack(entropies, 2), f"entropy of {what}, mean over queries", "nats"
+        ),
+    }
+    if lasts:
+        found[f"{prefix}pattern_js_last"] = variable(
+            dims, torch.stack(lasts, 1), f"JS of {what} at the last query", "nats"
+        )
+    return found
+
+
+def attention_to(
+    base: Trace, tuned: Trace, sites: Sequence[Site], classes: Float[Tensor, "batch key token_class"]
+) -> dict[str, Variable]:
+    """Share of attention that goes to each class of token, from the last prompt token and from the mean query."""
+    batch = base.batch
+    weights = prompt_columns(batch).float()
+    weights = weights / weights.sum(-1, keepdim=True)
+    last, mean = [], []
+    for site in sites:
+        patterns = _patterns(base, tuned, site)
+        rows = [batch.at_last_prompt(pattern.transpose(1, 2)) for pattern in patterns]
+        means = [torch.einsum("bhqk,bq->bhk", pattern, weights.to(pattern.device)) for pattern in patterns]
+        last.append(stack_models(*(shares(row, classes) for row in rows)))
+        mean.append(stack_models(*(shares(row, classes) for row in means)))
+    dims, what = "prompt model layer head token_class", "share of attention to each class of token"
+    return {
+        "attention_to": variable(dims, torch.stack(last, 2), f"{what}, from the last prompt token", "share"),
+        "attention_to_mean": variable(dims, torch.stack(mean, 2), f"{what}, mean over queries", "share"),
+    }
 
 
 def pattern_examples(base: Trace, tuned: Trace, heads: Sequence[tuple[int, int]]) -> xr.Dataset:

@@ -1,10 +1,8 @@
 """Direct logit attribution: what each component writes straight into a logit difference.
 
-With the final norm's scale frozen, a logit is linear in the residual r = sum of terms t. For a target direction u of
-the unembedding and a norm with gain g, shift b and scale s, the term t is credited with centre(t) . (g * u) / s; the
-norm's shift b . u and the unembedding's own bias form the component `bias`. Each model is read through its own norm and
-unembedding. (Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits"; the frozen norm as in
-TransformerLens.)
+With the norms' scales frozen, the difference of two logits is an exact sum over components of write . direction, plus a
+constant that forms the component `bias` (`interp.decomposition`). Each model is read through its own norms and
+unembedding. Where a soft cap follows (Gemma-2), the sum is that of the logits before the cap.
 """
 
 from __future__ import annotations
@@ -16,142 +14,203 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.families import norm_parameters
+from interp.decomposition import (
+    Directions,
+    attribute_heads,
+    attribute_terms,
+    decomposition_sites,
+    directions,
+    head_sites,
+    residual_sites,
+)
 from interp.hooks import Site
-from interp.measures.arrays import dataset, stack_models, variable
+from interp.measures.arrays import Variable, dataset, stack_models, variable
 from interp.measures.logits import logit_difference, target_ids
 from interp.models import Policy, Trace
 
 
 def attribution_sites(policy: Policy) -> list[Site]:
-    """The residual's terms, every head's z, and the final residual."""
-    layers = policy.parts.n_layers
-    return [*policy.residual_sites(), *(Site("z", i) for i in range(layers)), Site("resid_post", layers - 1)]
+    """The residual's terms, the sums that norms take, every head's z, and the final residual."""
+    return [*decomposition_sites(policy.parts), *head_sites(policy.parts)]
+
+
+def read_directions(
+    trace: Trace, targets: Int[Tensor, "prompt 2"], slope: Float[Tensor, "prompt 2"] | None = None
+) -> Directions:
+    """How each term is read at each prompt's last token, for the logit of targets[:, 0] minus that of targets[:, 1].
+
+    Args:
+        trace: activations at the sites of `decomposition_sites`.
+        targets: ids of the two tokens.
+        slope: what each of the two logits is multiplied by, where it is not 1.
+
+    Returns:
+        Directions, whose `constant` holds the norms' shifts and the unembedding's bias.
+    """
+    weight, bias = trace.policy.parts.unembedding()
+    signs = torch.tensor([1.0, -1.0], dtype=torch.float64, device=weight.device)
+    signs = signs.expand(len(targets), 2) if slope is None else signs * slope.to(weight.device)
+    columns = weight.detach().T[targets.to(weight.device)].double()
+    way = directions(trace.policy.parts, trace.last, (signs[..., None] * columns).sum(1))
+    if bias is None:
+        return way
+    offsets = bias.detach().double()[targets.to(bias.device)].to(signs.device)
+    return Directions(way.sites, way.constant + (signs * offsets).sum(1).to(way.constant.device))
 
 
 @dataclass(frozen=True)
-class Writes:
-    """What the parts of one model write at each prompt's last token, and how it is read; float64.
+class Parted:
+    """One model's writes seen through one model's reading, in logits; float64, on the CPU.
 
     Attributes:
-        components: centred output of each residual term.
-        heads: centred output of each head (z W_O), by layer.
-        attn_bias: centred b_O by layer; zero where there is none.
-        readout: the direction (g * u) / s by which a term is read.
-        bias: contribution of the final norm's shift and the unembedding's bias.
+        terms: each term of the residual.
+        heads: each head, by layer; of attention to an encoder in `cross_heads`.
+        attn_bias: output bias (and a norm's shift) of each attention, by layer.
+        cross_heads: heads of the attention to an encoder, or None.
     """
 
-    components: Float[Tensor, "prompt component d_model"]
-    heads: Float[Tensor, "prompt layer head d_model"]
-    attn_bias: Float[Tensor, "prompt layer d_model"]
-    readout: Float[Tensor, "prompt d_model"]
-    bias: Float[Tensor, " prompt"]
+    terms: Float[Tensor, "prompt term"]
+    heads: Float[Tensor, "prompt layer head"]
+    attn_bias: Float[Tensor, "prompt layer"]
+    cross_heads: Float[Tensor, "prompt layer head"] | None
 
 
-def writes(trace: Trace, targets: Int[Tensor, "prompt 2"]) -> Writes:
-    """Collect what is written and how it is read, for the logit of targets[:, 0] minus that of targets[:, 1]."""
-    policy, parts = trace.policy, trace.policy.parts
-    norm = norm_parameters(parts.final_norm)
-    final = trace.last(Site("resid_post", parts.n_layers - 1))
-    weight, unembed_bias = parts.unembedding()
-    columns = weight.detach().T[targets.to(weight.device)].double()
-    direction = columns[:, 0] - columns[:, 1]
-    bias = torch.zeros(len(final), dtype=torch.float64, device=final.device)
-    if norm.shift is not None:
-        bias = bias + direction @ norm.shift
-    if unembed_bias is not None:
-        chosen = unembed_bias.detach().double()[targets.to(unembed_bias.device)]
-        bias = bias + chosen[:, 0] - chosen[:, 1]
-    terms = [trace[site].expand(len(final), -1, -1) for site in policy.residual_sites()]
-    components = torch.stack([trace.batch.at_last_prompt(term).double() for term in terms], dim=1)
-    heads, attn_bias = [], []
-    for layer in range(parts.n_layers):
-        heads.append(torch.einsum("phd,hdm->phm", trace.last(Site("z", layer)), parts.W_O(layer).detach().double()))
-        b_O = parts.b_O(layer)
-        attn_bias.append(torch.zeros_like(final) if b_O is None else b_O.detach().double().expand_as(final))
-    return Writes(
-        components=norm.centre(components),
-        heads=norm.centre(torch.stack(heads, dim=1)),
-        attn_bias=norm.centre(torch.stack(attn_bias, dim=1)),
-        readout=norm.gain * direction / norm.scale(final),
-        bias=bias,
+def part(writer: Trace, way: Directions) -> Parted:
+    """What the parts of `writer`'s model write at each prompt's last token, read in the directions `way`."""
+    parts = writer.policy.parts
+    layers = range(parts.n_layers)
+    own = [attribute_heads(parts, writer.last, way, layer) for layer in layers]
+    cross = None
+    if parts.layout().cross is not None:
+        cross = torch.stack([attribute_heads(parts, writer.last, way, i, "cross")[0] for i in layers], dim=1).cpu()
+    return Parted(
+        attribute_terms(parts, writer.last, way).cpu(),
+        torch.stack([heads for heads, _ in own], dim=1).cpu(),
+        torch.stack([bias for _, bias in own], dim=1).cpu(),
+        cross,
     )
 
 
-def attribute(
-    written: Float[Tensor, "prompt *part d_model"], readout: Float[Tensor, "prompt d_model"]
-) -> Float[Tensor, " prompt *part"]:
-    """Contribution of each part: what it writes, dotted with the readout."""
-    return torch.einsum("p...m,pm->p...", written, readout)
-
-
 def split(
-    base: Float[Tensor, "prompt *part d_model"],
-    tuned: Float[Tensor, "prompt *part d_model"],
-    readouts: tuple[Float[Tensor, "prompt d_model"], Float[Tensor, "prompt d_model"]],
-) -> tuple[Float[Tensor, " prompt *part"], Float[Tensor, " prompt *part"]]:
+    base: Float[Tensor, "*part"],
+    tuned: Float[Tensor, "*part"],
+    base_by_tuned: Float[Tensor, "*part"],
+    tuned_by_base: Float[Tensor, "*part"],
+) -> tuple[Float[Tensor, "*part"], Float[Tensor, "*part"]]:
     """Split tuned minus base exactly into the change of what is written and the change of how it is read.
 
     w_t . r_t - w_b . r_b = (w_t - w_b) . (r_t + r_b) / 2 + (w_t + w_b) / 2 . (r_t - r_b).
 
     Args:
-        base: what base's parts write.
-        tuned: what tuned's parts write.
-        readouts: readout of base and of tuned.
+        base: base's writes read by base, w_b . r_b.
+        tuned: tuned's writes read by tuned, w_t . r_t.
+        base_by_tuned: base's writes read by tuned, w_b . r_t.
+        tuned_by_base: tuned's writes read by base, w_t . r_b.
 
     Returns:
-        (write, readout), which sum to the difference.
+        (write, readout), which sum to tuned minus base.
     """
-    r_base, r_tuned = readouts
-    return attribute(tuned - base, (r_base + r_tuned) / 2), attribute((tuned + base) / 2, r_tuned - r_base)
+    crossed = tuned_by_base - base_by_tuned
+    return ((tuned - base) + crossed) / 2, ((tuned - base) - crossed) / 2
 
 
 def component_names(policy: Policy) -> list[str]:
     """Labels of the dim `component`: embeddings, attention and MLP of each layer, and `bias`."""
     short = {"attn_out": "attn", "mlp_out": "mlp"}
-    sites = policy.residual_sites()
-    return [s.name if s.layer is None else f"L{s.layer}.{short[s.name]}" for s in sites] + ["bias"]
+
+    def name(site: Site) -> str:
+        if site.layer is None:
+            return site.name
+        return f"L{site.layer}.{'cross' if site.stack == 'cross' else short[site.name]}"
+
+    return [*map(name, residual_sites(policy.parts)), "bias"]
+
+
+def linear_difference(trace: Trace, targets: Int[Tensor, "prompt 2"]) -> Float[Tensor, " prompt"]:
+    """The logit difference before a soft cap: the last quantity that is linear in the residual; float64, on the CPU."""
+    parts = trace.policy.parts
+    if parts.head.after is None:
+        return logit_difference(trace.last_logits, targets).cpu()
+    residual = trace.batch.at_last_prompt(trace[Site("resid_post", parts.n_layers - 1)])
+    with torch.no_grad():
+        return logit_difference(parts.linear_output(residual), targets).cpu()
 
 
 def attribution(base: Trace, tuned: Trace) -> xr.Dataset:
     """Direct logit attribution of both models at each prompt's last token, by component and by head.
 
     The target is the prompts' answers, or tuned's top token minus base's likeliest other. `completeness_error` is
-    |sum of all components - logit difference| by model; heads and `attn_bias_attribution` sum to their attention's
-    component. The write and readout parts sum to tuned minus base.
+    |sum of all components - logit difference| by model (before a soft cap); heads and `attn_bias_attribution` sum to
+    their attention's component. The write and readout parts sum to tuned minus base. With a soft cap,
+    `attribution_capped` is the gradient-linearised attribution of the capped logits, and `linearisation_error` by how
+    much its sum misses them.
     """
     targets = target_ids(base, tuned).cpu()
-    both = [_on_cpu(writes(trace, targets)) for trace in (base, tuned)]
-    readouts = (both[0].readout, both[1].readout)
-    components = [torch.cat([attribute(w.components, w.readout), w.bias[:, None]], dim=1) for w in both]
-    exact = [logit_difference(trace.last_logits, targets).cpu() for trace in (base, tuned)]
+    ways = [read_directions(trace, targets) for trace in (base, tuned)]
+    (bb, bt), (tb, tt) = ([part(writer, way) for way in ways] for writer in (base, tuned))
+    constants = [way.constant.cpu() for way in ways]
+    components = [torch.cat([own.terms, c[:, None]], dim=1) for own, c in zip((bb, tt), constants, strict=True)]
+    exact = [linear_difference(trace, targets) for trace in (base, tuned)]
     errors = [(total.sum(1) - value).abs() for total, value in zip(components, exact, strict=True)]
-    write, readout = split(both[0].components, both[1].components, readouts)
-    # The bias has no activation: the norm's shift and the unembedding are all readout.
+    write, readout = split(bb.terms, tt.terms, bt.terms, tb.terms)
+    # The bias has no activation: norms' shifts and the unembedding are all readout.
     write = torch.cat([write, torch.zeros(len(write), 1, dtype=write.dtype)], dim=1)
-    readout = torch.cat([readout, (both[1].bias - both[0].bias)[:, None]], dim=1)
-    heads = [attribute(w.heads, w.readout) for w in both]
-    head_write, head_readout = split(both[0].heads, both[1].heads, readouts)
-    biases = [attribute(w.attn_bias, w.readout) for w in both]
-    name = "direct logit attribution"
+    readout = torch.cat([readout, (constants[1] - constants[0])[:, None]], dim=1)
+    head_write, head_readout = split(bb.heads, tt.heads, bt.heads, tb.heads)
+    name, change = "direct logit attribution", ("change of what is written", "change of how it is read")
+    variables = {
+        "attribution": variable("prompt model component", stack_models(*components), name, "logits"),
+        "attribution_write": variable("prompt component", write, change[0], "logits"),
+        "attribution_readout": variable("prompt component", readout, change[1], "logits"),
+        "completeness_error": variable("prompt model", stack_models(*errors), "|sum - logit difference|", "logits"),
+        "head_attribution": variable(
+            "prompt model layer head", stack_models(bb.heads, tt.heads), f"{name} by head", "logits"
+        ),
+        "head_attribution_write": variable("prompt layer head", head_write, change[0], "logits"),
+        "head_attribution_readout": variable("prompt layer head", head_readout, change[1], "logits"),
+        "attn_bias_attribution": variable(
+            "prompt model layer", stack_models(bb.attn_bias, tt.attn_bias), f"{name} of b_O", "logits"
+        ),
+    }
+    if bb.cross_heads is not None and tt.cross_heads is not None:
+        variables["cross_head_attribution"] = variable(
+            "prompt model layer head",
+            stack_models(bb.cross_heads, tt.cross_heads),
+            f"{name} by head of the attention to the encoder",
+            "logits",
+        )
+    if base.policy.parts.head.after is not None:
+        variables |= _capped((base, tuned), targets)
     return dataset(
-        {
-            "attribution": variable("prompt model component", stack_models(*components), name, "logits"),
-            "attribution_write": variable("prompt component", write, "change of what is written", "logits"),
-            "attribution_readout": variable("prompt component", readout, "change of how it is read", "logits"),
-            "completeness_error": variable("prompt model", stack_models(*errors), "|sum - logit difference|", "logits"),
-            "head_attribution": variable("prompt model layer head", stack_models(*heads), f"{name} by head", "logits"),
-            "head_attribution_write": variable("prompt layer head", head_write, "change of what is written", "logits"),
-            "head_attribution_readout": variable(
-                "prompt layer head", head_readout, "change of how it is read", "logits"
-            ),
-            "attn_bias_attribution": variable("prompt model layer", stack_models(*biases), f"{name} of b_O", "logits"),
-        },
+        variables,
         component=component_names(base.policy),
         layer=range(base.policy.parts.n_layers),
         head=range(base.policy.parts.n_heads),
     )
 
 
-def _on_cpu(w: Writes) -> Writes:
-    return Writes(w.components.cpu(), w.heads.cpu(), w.attn_bias.cpu(), w.readout.cpu(), w.bias.cpu())
+def _capped(traces: tuple[Trace, Trace], targets: Int[Tensor, "prompt 2"]) -> dict[str, Variable]:
+    """Attribution of the capped logits: each of the two logits' directions times the cap's slope at it."""
+    totals, errors = [], []
+    for trace in traces:
+        parts = trace.policy.parts
+        residual = trace.batch.at_last_prompt(trace[Site("resid_post", parts.n_layers - 1)])
+        with torch.no_grad():
+            raw = parts.linear_output(residual).double().gather(1, targets.to(residual.device))
+        with torch.enable_grad():
+            raw.requires_grad_(True)
+            assert parts.head.after is not None
+            capped = parts.head.after(parts.model, raw)
+            (slope,) = torch.autograd.grad(capped.sum(), raw)
+        way = read_directions(trace, targets, slope)
+        terms = attribute_terms(parts, trace.last, way)
+        totals.append(torch.cat([terms, way.constant[:, None]], dim=1).cpu())
+        difference = (capped[:, 0] - capped[:, 1]).detach().cpu()
+        errors.append((totals[-1].sum(1) - difference).abs())
+    name = "attribution of the capped logits, gradient-linearised"
+    return {
+        "attribution_capped": variable("prompt model component", stack_models(*totals), name, "logits"),
+        "linearisation_error": variable(
+            "prompt model", stack_models(*errors), "|sum - difference of the capped logits|", "logits"
+        ),
+    }

@@ -7,24 +7,12 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.divergences import js_divergence, kl_divergence
-from interp.measures.arrays import Variable, dataset, stack_models, strings, variable
+from interp.divergences import KINDS, divergences, entropy_of_log_probs
+from interp.measures.arrays import TokenTexts, Variable, dataset, stack_models, variable
 from interp.models import Trace
-from interp.prompts import token_text
 
 TOP = 10
-_BLOCK = 64  # positions whose distributions are held at once; their arrays stay in the cache
-
-
-def divergences(
-    tuned: Float[Tensor, "row vocab"], base: Float[Tensor, "row vocab"]
-) -> tuple[Float[Tensor, " row"], Float[Tensor, " row"]]:
-    """KL(tuned || base) and JS of rows of logits, in nats, a few rows at a time."""
-    kl_rows, js_rows = [], []
-    for t, b in zip(tuned.split(_BLOCK), base.to(tuned.device).split(_BLOCK), strict=True):
-        kl_rows.append(kl_divergence(t, b))
-        js_rows.append(js_divergence(t.softmax(-1), b.softmax(-1)))
-    return torch.cat(kl_rows).cpu(), torch.cat(js_rows).cpu()
+DIRECTIONS = ("up", "down")
 
 
 def target_ids(base: Trace, tuned: Trace) -> Int[Tensor, "prompt 2"]:
@@ -48,27 +36,59 @@ def logit_difference(
 
 
 def next_token(base: Trace, tuned: Trace) -> xr.Dataset:
-    """The likeliest next tokens of both models after each prompt, and the probability and entropy of the prediction."""
+    """What both models predict after each prompt, and which tokens' probabilities moved most.
+
+    `mover_change` is the change of a token's probability, tuned minus base; where fewer than `TOP` tokens moved in a
+    direction, the rest is an empty token with change 0.
+    """
     count = min(TOP, base.logits.shape[-1])
-    tokens, probs, entropies = [], [], []
-    for trace in (base, tuned):
-        log_probs = trace.last_logits.double().log_softmax(-1)
-        top = log_probs.topk(count, dim=-1)
-        probs.append(top.values.exp())
-        texts = [[token_text(base.policy.tokenizer, i) for i in row] for row in top.indices.tolist()]
-        tokens.append(texts)
-        entropies.append(-torch.special.xlogy(log_probs.exp(), log_probs.exp()).sum(-1))
-    by_prompt = [list(pair) for pair in zip(*tokens, strict=True)]
+    log_p = [trace.last_logits.cpu().double().log_softmax(-1) for trace in (base, tuned)]
+    tops = [values.topk(count, dim=-1) for values in log_p]
+    change, moved = movers(log_p[0].exp(), log_p[1].exp(), count)
+    texts = TokenTexts(base.policy.tokenizer)
+    mover_texts = texts.of(moved)
+    mover_texts[change.numpy() == 0] = ""
     return dataset(
         {
-            "top_token": variable("prompt model rank", strings(by_prompt), "likeliest next tokens"),
-            "top_prob": variable(
-                "prompt model rank", stack_models(*probs), "probability of the next token", "probability"
+            "top_token": variable(
+                "prompt model rank", texts.of(stack_models(*(t.indices for t in tops))), "likeliest next tokens"
             ),
-            "entropy": variable("prompt model", stack_models(*entropies), "entropy of the next token", "nats"),
+            "top_prob": variable(
+                "prompt model rank",
+                stack_models(*(t.values.exp() for t in tops)),
+                "probability of the next token",
+                "probability",
+            ),
+            "entropy": variable(
+                "prompt model", stack_models(*map(entropy_of_log_probs, log_p)), "entropy of the next token", "nats"
+            ),
+            "mover_token": variable("prompt direction rank", mover_texts, "tokens whose probability moved most"),
+            "mover_change": variable(
+                "prompt direction rank", change, "change of the token's probability, tuned minus base", "probability"
+            ),
         },
         rank=range(count),
+        direction=list(DIRECTIONS),
     )
+
+
+def movers(
+    base: Float[Tensor, "prompt vocab"], tuned: Float[Tensor, "prompt vocab"], count: int
+) -> tuple[Float[Tensor, "prompt direction rank"], Int[Tensor, "prompt direction rank"]]:
+    """The tokens whose probability rose most and those whose fell most.
+
+    Args:
+        base: probabilities under base.
+        tuned: probabilities under tuned.
+        count: tokens in each direction.
+
+    Returns:
+        (changes, token ids), largest change first; a change is 0 where fewer tokens moved in that direction.
+    """
+    change = tuned - base
+    both = [change.topk(count, dim=-1, largest=up) for up in (True, False)]
+    values = torch.stack([both[0].values.clamp_min(0), both[1].values.clamp_max(0)], dim=1)
+    return values, torch.stack([found.indices for found in both], dim=1)
 
 
 def logit_diff(base: Trace, tuned: Trace) -> xr.Dataset:
@@ -77,12 +97,10 @@ def logit_diff(base: Trace, tuned: Trace) -> xr.Dataset:
     Without answers there is none, and the Dataset has the two target tokens only.
     """
     targets = target_ids(base, tuned).cpu()
-    names = [[token_text(base.policy.tokenizer, i) for i in row] for row in targets.tolist()]
+    names = TokenTexts(base.policy.tokenizer).of(targets)
     variables = {
-        "answer_token": variable("prompt", strings([pair[0] for pair in names]), "answer, or tuned's top token"),
-        "other_token": variable(
-            "prompt", strings([pair[1] for pair in names]), "alternative, or base's likeliest other"
-        ),
+        "answer_token": variable("prompt", names[:, 0], "answer, or tuned's top token"),
+        "other_token": variable("prompt", names[:, 1], "alternative, or base's likeliest other"),
     }
     if base.batch.answer_ids is not None:
         differences = [logit_difference(trace.last_logits, targets) for trace in (base, tuned)]
@@ -100,26 +118,27 @@ def logit_diff(base: Trace, tuned: Trace) -> xr.Dataset:
 
 
 def kl(base: Trace, tuned: Trace) -> xr.Dataset:
-    """KL(tuned || base) and JS of the next-token distributions, prompt and response apart.
+    """KL(tuned || base), JS and entropy of the next-token distributions, prompt and response apart.
 
     `kl[prompt, pos]` is what the models predict after reading the prompt's tokens 0 to pos. `response_kl[prompt,
     source, draw, step]` is what they predict for response token `step` of the given continuation, so step 0 is the last
     prompt position's prediction.
     """
     batch = base.batch
-    logits = [batch.aligned(trace.logits) for trace in (tuned, base)]
-    rows, width = logits[0].shape[:2]
-    positions = torch.arange(width, device=logits[0].device).expand(rows, width)
-    real = positions < batch.lengths[:, None]
-    values = torch.full((2, rows, width), torch.nan, dtype=torch.float64)
-    values[:, real.cpu()] = torch.stack(divergences(logits[0][real], logits[1][real]))
+    real = batch.attention_mask.cpu()
+    values = torch.full((len(KINDS), *real.shape), torch.nan, dtype=torch.float64)
+    values[:, real] = divergences(tuned.logits, base.logits, real)
+    values = batch.to("cpu").aligned(values.permute(1, 2, 0)).permute(2, 0, 1)
     lengths = batch.prompt_lengths.cpu()[:, None]
-    positions = positions.cpu()
+    positions = torch.arange(values.shape[2])
     prompt_width = int(lengths.max())
-    prompt = values[:, :, :prompt_width].masked_fill(positions[:, :prompt_width] >= lengths, torch.nan)
+    prompt = values[:, :, :prompt_width].masked_fill(positions[:prompt_width] >= lengths, torch.nan)
     variables = {
         "kl": variable("prompt pos", prompt[0], "KL(tuned || base) of the next token", "nats"),
         "js": variable("prompt pos", prompt[1], "Jensen-Shannon divergence of the next token", "nats"),
+        "position_entropy": variable(
+            "prompt model pos", stack_models(prompt[2], prompt[3]), "entropy of the next token by position", "nats"
+        ),
     }
     steps = int((batch.lengths - batch.prompt_lengths).max())
     if steps:
@@ -139,9 +158,15 @@ def response_steps(
 
 
 def response_variables(values: Float[Tensor, "kind prompt source draw step"]) -> dict[str, Variable]:
-    """The variables `response_kl` and `response_js` out of both divergences."""
+    """The variables `response_kl`, `response_js` and `response_entropy` out of what `divergences` gives."""
     dims = "prompt source draw step"
     return {
         "response_kl": variable(dims, values[0], "KL(tuned || base) by response token", "nats"),
         "response_js": variable(dims, values[1], "Jensen-Shannon divergence by response token", "nats"),
+        "response_entropy": variable(
+            "prompt source draw model step",
+            torch.stack([values[2], values[3]], dim=3),
+            "entropy of the next token by response token",
+            "nats",
+        ),
     }

@@ -1,15 +1,19 @@
-"""How far the weights moved: by head in its QK and OV circuits, by MLP, and by parameter."""
+"""How the weights moved: by head in its QK and OV circuits, by MLP, and by parameter."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import xarray as xr
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
+from interp.adapters import effective
 from interp.errors import MeasureError
 from interp.families import Parts
-from interp.measures.arrays import dataset, strings, variable
+from interp.measures.arrays import Variable, dataset, strings, variable
+from interp.measures.spectra import DIRECTIONS, SpectralChange, spectral_change
 from interp.models import Policy
 
 Factors = tuple[Float[Tensor, "head d_model d_head"], Float[Tensor, "head d_head d_model"]]
@@ -61,18 +65,36 @@ def _relative(base: list[Tensor], tuned: list[Tensor]) -> float:
     return change / size if size else (0.0 if change == 0 else float("inf"))
 
 
-def weights(base: Policy, tuned: Policy) -> xr.Dataset:
-    """Relative Frobenius norm of the change of each head's QK and OV circuit, of each MLP, and of each parameter.
+def oriented(module: nn.Module, weight: Float[Tensor, "a b"]) -> Float[Tensor, "output input"]:
+    """A matrix with its output side first, float32 or better: a Linear stores it so, others the other way round."""
+    promoted = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+    return promoted if isinstance(module, nn.Linear) else promoted.T
 
-    Circuits leave biases and rotary embedding out (Elhage et al. 2021); changes of biases show by parameter. An MLP is
-    all its weights and biases as one vector. A parameter that was 0 and moved has an infinite relative change.
+
+def _nothing() -> None:
+    """Nothing is done between two weights."""
+
+
+def weights(base: Policy, tuned: Policy, *, between: Callable[[], None] = _nothing) -> xr.Dataset:
+    """How the weights changed: by head in its QK and OV circuit, by MLP, and by parameter.
+
+    Relative Frobenius norm of the change of each. Circuits leave biases and rotary embedding out (Elhage et al. 2021);
+    changes of biases show by parameter. An MLP is all its weights and biases as one vector. A parameter that was 0 and
+    moved has an infinite relative change. Of each matrix also the effective rank of its change and the change's leading
+    singular directions (see `interp.measures.spectra`), the left ones on the matrix's output side.
+
+    Args:
+        base: base model.
+        tuned: tuned model.
+        between: called after each layer and each parameter, where what was read may leave memory again.
 
     Raises:
         MeasureError: the two models differ in shape.
     """
     b, t = base.parts, tuned.parts
-    named_base, named_tuned = dict(base.model.named_parameters()), dict(tuned.model.named_parameters())
-    shapes = [{name: p.shape for name, p in named.items()} for named in (named_base, named_tuned)]
+    shapes = [
+        {name: p[_rows(policy, name)].shape for name, p in policy.model.named_parameters()} for policy in (base, tuned)
+    ]
     if shapes[0] != shapes[1]:
         raise MeasureError("base and tuned differ in the shapes of their weights; leave the measure weights out")
     qk, ov, mlp = [], [], []
@@ -80,18 +102,64 @@ def weights(base: Policy, tuned: Policy) -> xr.Dataset:
         qk.append(relative_change(qk_factors(b, layer), _to(qk_factors(t, layer), base)).cpu())
         ov.append(relative_change(ov_factors(b, layer), _to(ov_factors(t, layer), base)).cpu())
         mlp.append(_relative(b.mlp_weights(layer), t.mlp_weights(layer)))
-    params = [_relative([named_base[name]], [named_tuned[name]]) for name in named_base]
+        between()
+    params = []
+    for name in shapes[0]:
+        params.append(_relative([_weight(base, name)], [_weight(tuned, name)]))
+        between()
     return dataset(
         {
             "qk_change": variable("layer head", torch.stack(qk), "relative change of W_Q W_K^T", "1"),
             "ov_change": variable("layer head", torch.stack(ov), "relative change of W_V W_O", "1"),
             "mlp_change": variable("layer", mlp, "relative change of the MLP's weights", "1"),
             "param_change": variable("param", params, "relative change of the parameter", "1"),
+            **_spectral_variables(base, tuned, between),
         },
         layer=range(b.n_layers),
         head=range(b.n_heads),
-        param=strings(list(named_base)),
+        param=strings(list(shapes[0])),
+        weight_direction=range(DIRECTIONS),
     )
+
+
+def _rows(policy: Policy, name: str) -> slice:
+    """The rows of a parameter that are compared: of the vocabulary's, those of the shared tokens."""
+    owner = policy.model.get_submodule(name.rpartition(".")[0])
+    return slice(policy.parts.vocab if owner in (policy.parts.embed, policy.parts.readout) else None)
+
+
+def _weight(policy: Policy, name: str) -> Tensor:
+    return effective(policy.model, name)[_rows(policy, name)]
+
+
+def _spectral_variables(base: Policy, tuned: Policy, between: Callable[[], None]) -> dict[str, Variable]:
+    """Effective rank and singular directions of each parameter's change, NaN for what is no matrix."""
+    ranks, full, sizes, overlaps = [], [], [], []
+    nothing = SpectralChange(float("nan"), *torch.full((2, DIRECTIONS), torch.nan, dtype=torch.float64))
+    for name, _ in base.model.named_parameters():
+        weight, found = _weight(base, name), nothing
+        if weight.ndim == 2:
+            module = base.model.get_submodule(name.rpartition(".")[0])
+            found = spectral_change(oriented(module, weight), oriented(module, _weight(tuned, name)).to(weight.device))
+        ranks.append(found.effective_rank)
+        full.append(min(weight.shape) if weight.ndim == 2 else float("nan"))
+        sizes.append(found.sizes)
+        overlaps.append(found.overlaps)
+        between()
+    dims = "param weight_direction"
+    return {
+        "effective_rank": variable("param", ranks, "effective rank of the change (Roy and Vetterli 2007)", "1"),
+        "full_rank": variable("param", full, "largest rank that the change could have", "1"),
+        "singular_change": variable(
+            dims, torch.stack(sizes), "singular value of the change over the Frobenius norm of base's matrix", "1"
+        ),
+        "singular_overlap": variable(
+            dims,
+            torch.stack(overlaps),
+            f"share of the change's left singular vector in the span of base's leading {DIRECTIONS}",
+            "1",
+        ),
+    }
 
 
 def _to(factors: Factors, policy: Policy) -> Factors:

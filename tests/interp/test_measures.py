@@ -6,34 +6,29 @@ import numpy as np
 import pytest
 import torch
 
-from interp.divergences import js_divergence, kl_divergence
+import interp
+from interp.divergences import entropy, entropy_of_log_probs, js_divergence, kl_divergence
 from interp.errors import MeasureError
 from interp.hooks import Site
-from interp.measures import MEASURES, TRACE_MEASURES, check_measures
+from interp.measures import DEFAULT_MEASURES, MEASURES, check_measures
+from interp.measures.arrays import TokenTexts
 from interp.measures.attention import attention, pattern_examples
-from interp.measures.attribution import attribute, attribution, component_names, split, writes
 from interp.measures.completions import completions
-from interp.measures.lens import lens, lens_sites
-from interp.measures.logits import kl, logit_diff, next_token, target_ids
-from interp.measures.weights import ov_factors, qk_factors, relative_change, weights
+from interp.measures.lens import lens, lens_positions, lens_sites
+from interp.measures.logits import kl, logit_diff, movers, next_token, target_ids
+from interp.measures.residual import cosine, residual
+from interp.measures.spans import mean_over, prompt_columns
+from interp.measures.token_classes import TOKEN_CLASSES, is_punctuation, shares, token_classes
 from interp.models import Policy, RewardModel
 from interp.prompts import Prompts, make_batch
-from tests.conftest import tiny_gpt2, tiny_llama
-
-TEXTS = ["this movie was really", "the plot was", "great acting and a very boring film", "fun"]
-ANSWERS = (" bad", " good")
+from tests.conftest import tiny_gpt2
+from tests.interp.architectures import build
+from tests.interp.traced import ANSWERS, TEXTS, traces
 
 
 @pytest.fixture
 def pair(make_model, tokenizer):
     return [Policy.load(make_model(seed), tokenizer=tokenizer) for seed in (1, 2)]
-
-
-def traces(pair, tokenizer, names=tuple(TRACE_MEASURES), answers=ANSWERS, side="right", **more):
-    tokens = Prompts(TEXTS, answers=answers, **more).tokenize(tokenizer)
-    (batch,) = tokens.batches(9, padding_side=side)
-    sites = {site for name in names for site in TRACE_MEASURES[name].sites(pair[0])}
-    return [policy.trace(batch, sites) for policy in pair]
 
 
 class TestDivergences:
@@ -57,13 +52,20 @@ class TestDivergences:
 
     def test_against_scipy(self):
         from scipy.spatial.distance import jensenshannon
-        from scipy.stats import entropy
+        from scipy.stats import entropy as scipy_entropy
 
         rng = np.random.default_rng(0)
         a, b = torch.tensor(rng.normal(size=(2, 20, 30)) * 3)
         p, q = a.softmax(-1), b.softmax(-1)
-        np.testing.assert_allclose(kl_divergence(a, b), entropy(p, q, axis=-1), rtol=1e-10)
+        np.testing.assert_allclose(kl_divergence(a, b), scipy_entropy(p, q, axis=-1), rtol=1e-10)
         np.testing.assert_allclose(js_divergence(p, q), jensenshannon(p, q, axis=-1) ** 2, rtol=1e-10)
+        for found in (entropy(p), entropy_of_log_probs(p.log())):
+            np.testing.assert_allclose(found, scipy_entropy(p, axis=-1), rtol=1e-10)
+
+    def test_entropy_at_its_bounds(self):
+        assert entropy(torch.full((8,), 1 / 8)).item() == pytest.approx(math.log(8))
+        sure = torch.tensor([1.0, 0.0, 0.0])
+        assert entropy(sure).item() == entropy_of_log_probs(sure.log()).item() == 0
 
     def test_js_keeps_the_digits_of_a_small_change(self):
         """For q = p + e, JS is e^2 / (8 p (1 - p)) to second order; a naive sum of logs would be all rounding."""
@@ -97,6 +99,40 @@ class TestNextToken:
             got = spread["kl"].values[row]
             np.testing.assert_allclose(got[: ids.shape[1]], expected, atol=1e-4)
             assert np.isnan(got[ids.shape[1] :]).all()
+
+    def test_movers_are_the_sorted_changes_of_probability(self, pair, tokenizer):
+        both = traces(pair, tokenizer)
+        found = next_token(*both)
+        p = [trace.last_logits.double().softmax(-1) for trace in both]
+        for row, change in enumerate((p[1] - p[0]).numpy()):
+            order = np.argsort(change)
+            for name, ids in (("up", order[::-1][:10]), ("down", order[:10])):
+                at = dict(prompt=row, direction=["up", "down"].index(name))
+                np.testing.assert_allclose(found["mover_change"].isel(at), change[ids], atol=1e-12)
+                assert found["mover_token"].isel(at).values.tolist() == [tokenizer.decode([i]) for i in ids]
+        same = next_token(both[0], both[0])
+        assert (same["mover_change"] == 0).all() and (same["mover_token"] == "").all()
+
+    def test_a_mover_on_two_tokens_by_hand(self):
+        change, ids = movers(torch.tensor([[0.75, 0.25, 0.0]]), torch.tensor([[0.25, 0.75, 0.0]]), 2)
+        # one token rose and one fell; the second of each direction did not move that way
+        assert change.tolist() == [[[0.5, 0.0], [-0.5, 0.0]]]
+        assert ids[0, 0, 0] == 1 and ids[0, 1, 0] == 0
+
+    def test_entropy_by_position_and_response(self, pair, tokenizer):
+        found = kl(*traces(pair, tokenizer, continuations=[" bad film"] * 4))
+        for row, text in enumerate(TEXTS):
+            start = len(tokenizer(text)["input_ids"])
+            ids = torch.tensor([tokenizer(text + " bad film")["input_ids"]])
+            for model, policy in enumerate(pair):
+                with torch.no_grad():
+                    probs = policy.model(ids).logits[0].double().softmax(-1)
+                expected = -(probs * probs.log()).sum(-1).numpy()
+                got = found["position_entropy"].values[row, model]
+                np.testing.assert_allclose(got[:start], expected[:start], atol=1e-4)
+                assert np.isnan(got[start:]).all()
+                steps = found["response_entropy"].values[row, 0, 0, model]
+                np.testing.assert_allclose(steps, expected[start - 1 : -1], atol=1e-4)
 
     def test_without_answers_the_target_is_tuneds_top_token_and_bases_likeliest_other(self, pair, tokenizer):
         both = traces(pair, tokenizer, answers=None)
@@ -152,77 +188,90 @@ class TestLens:
             assert found["lens_logit_diff"].values[row, 0, 1] == pytest.approx(expected, abs=1e-4)
 
 
-class TestAttribution:
-    @pytest.mark.parametrize("answers", [ANSWERS, None])
-    @pytest.mark.parametrize("side", ["right", "left"])
-    def test_complete_by_component_and_by_head(self, pair, tokenizer, answers, side):
-        found = attribution(*traces(pair, tokenizer, answers=answers, side=side))
-        assert found["completeness_error"].max() < 1e-4
-        heads = found["head_attribution"].sum("head") + found["attn_bias_attribution"]
-        names = [f"L{layer}.attn" for layer in range(3)]
-        np.testing.assert_allclose(heads, found["attribution"].sel(component=names), atol=1e-4)
-        for kind, dims in (("attribution", "component"), ("head_attribution", "head")):
-            difference = found[kind].sel(model="tuned") - found[kind].sel(model="base")
-            np.testing.assert_allclose(found[f"{kind}_write"] + found[f"{kind}_readout"], difference, atol=1e-9)
-            assert dims in difference.dims
-
-    def test_a_head_is_worth_what_its_removal_costs_under_a_frozen_norm(self, pair, tokenizer):
-        """Take a head's write out of the final residual, keep the norm's scale, read the logits anew."""
+class TestLensOfAnotherHead:
+    def test_tuneds_residual_through_bases_head_is_a_transplant(self, pair, tokenizer):
+        """The last site read by base's head is what tuned says when base's norm and unembedding are put into it."""
         both = traces(pair, tokenizer)
-        found = attribution(*both)
-        trace, parts = both[0], pair[0].parts
-        bad, good = (tokenizer(a)["input_ids"][0] for a in ANSWERS)
-        final = trace.last(Site("resid_post", 2))
-        layer_norm = hasattr(parts.final_norm, "bias")
-        eps = parts.final_norm.eps if layer_norm else parts.final_norm.variance_epsilon
-        scale = final.var(-1, unbiased=False, keepdim=True) if layer_norm else final.pow(2).mean(-1, keepdim=True)
+        found = lens(*both)
+        for site in lens_sites(pair[0]):
+            at = dict(site=str(site))
+            through = pair[0].parts.logits(both[1].batch.at_last_prompt(both[1][site]))
+            own = pair[0].parts.logits(both[0].batch.at_last_prompt(both[0][site]))
+            np.testing.assert_allclose(
+                found["lens_base_head_kl"].sel(at), kl_divergence(through, own), atol=1e-5, rtol=1e-4
+            )
+            targets = target_ids(*both)
+            difference = through.gather(1, targets)[:, 0] - through.gather(1, targets)[:, 1]
+            np.testing.assert_allclose(found["lens_base_head_logit_diff"].sel(at), difference, atol=1e-4)
 
-        def read(residual):
-            centred = residual - residual.mean(-1, keepdim=True) if layer_norm else residual
-            normed = centred / (scale + eps).sqrt() * parts.final_norm.weight
-            normed = normed + parts.final_norm.bias if layer_norm else normed
-            logits = normed @ parts.readout.weight.double().T
-            return logits[:, bad] - logits[:, good]
-
-        for layer, head in [(0, 1), (1, 3), (2, 0)]:
-            write = trace.last(Site("z", layer))[:, head] @ parts.W_O(layer)[head].double()
-            lost = (read(final) - read(final - write)).detach()
-            np.testing.assert_allclose(found["head_attribution"].values[:, 0, layer, head], lost, atol=1e-9)
-
-    def test_split_is_exact_and_names_the_side_that_changed(self):
-        torch.manual_seed(0)
-        w, r = torch.randn(2, 3, 5, 8).double(), torch.randn(2, 3, 8).double()
-        write, readout = split(w[0], w[1], (r[0], r[1]))
-        torch.testing.assert_close(write + readout, attribute(w[1], r[1]) - attribute(w[0], r[0]))
-        write, readout = split(w[0], w[1], (r[0], r[0]))
-        assert readout.abs().max() == 0 and write.abs().max() > 0
-        write, readout = split(w[0], w[0], (r[0], r[1]))
-        assert write.abs().max() == 0 and readout.abs().max() > 0
-
-    def test_a_scaled_final_norm_is_all_readout(self, tokenizer):
+    def test_a_changed_head_alone_leaves_it_at_zero(self, tokenizer):
         base, tuned = tiny_gpt2(1), tiny_gpt2(1)
         with torch.no_grad():
             tuned.transformer.ln_f.weight *= 2
-        pair = [Policy.load(model, tokenizer=tokenizer) for model in (base, tuned)]
-        found = attribution(*traces(pair, tokenizer))
-        assert abs(found["attribution_write"]).max() == 0
-        np.testing.assert_allclose(
-            found["attribution_readout"].sel(component="L1.mlp"),
-            found["attribution"].sel(component="L1.mlp", model="base"),
-            rtol=1e-9,
+        found = lens(*traces([Policy.load(model, tokenizer=tokenizer) for model in (base, tuned)], tokenizer))
+        assert abs(found["lens_base_head_kl"]).max() == 0 and found["lens_kl"].min() > 0
+        np.testing.assert_array_equal(
+            found["lens_base_head_logit_diff"], found["lens_logit_diff"].sel(model="base", drop=True)
         )
 
-    def test_names(self, tokenizer):
-        names = component_names(Policy.load(tiny_gpt2(), tokenizer=tokenizer))
-        assert names == ["embed", "pos_embed", "L0.attn", "L0.mlp", "L1.attn", "L1.mlp", "L2.attn", "L2.mlp", "bias"]
-        assert "pos_embed" not in component_names(Policy.load(tiny_llama(), tokenizer=tokenizer))
+    @pytest.mark.parametrize("side", ["right", "left"])
+    def test_at_every_position(self, pair, tokenizer, side):
+        both = traces(pair, tokenizer, side=side, continuations=[" bad"] * 4)
+        found, last = lens_positions(*both), lens(*both)
+        whole = kl(*both)
+        for row, text in enumerate(TEXTS):
+            count = len(tokenizer(text)["input_ids"])
+            values = found["lens_pos_kl"].values[row]
+            assert (
+                np.isnan(values[:, count:]).all() and (found["lens_pos_top_token"].values[row, ..., count:] == "").all()
+            )
+            np.testing.assert_allclose(values[:, count - 1], last["lens_kl"].values[row], atol=1e-5, rtol=1e-4)
+            np.testing.assert_allclose(values[-1, :count], whole["kl"].values[row, :count], atol=1e-4, rtol=1e-4)
+            tops = found["lens_pos_top_token"].values[row, :, :, count - 1]
+            assert (tops == last["lens_top_token"].values[row]).all()
 
-    def test_writes_are_centred_where_the_norm_centres(self, tokenizer):
-        for make, centred in ((tiny_gpt2, True), (tiny_llama, False)):
-            policy = Policy.load(make(), tokenizer=tokenizer)
-            trace = traces([policy, policy], tokenizer)[0]
-            means = writes(trace, target_ids(trace, trace)).components.mean(-1).abs().max()
-            assert (means < 1e-12) == centred
+
+class TestResidual:
+    def test_cosine_by_hand_and_at_its_bounds(self):
+        a, b = torch.tensor([[3.0, 4.0], [1.0, 0.0], [0.0, 0.0]]), torch.tensor([[4.0, 3.0], [0.0, 2.0], [0.0, 0.0]])
+
+        def of(x, y):
+            return cosine((x * y).sum(-1).double(), (x * x).sum(-1).double(), (y * y).sum(-1).double()).tolist()
+
+        assert of(a, b) == pytest.approx([24 / 25, 0, 1])
+        assert of(a, 0 * b) == [0, 0, 1]
+        noise = torch.randn(200, 33)
+        assert of(noise, noise) == [1.0] * 200
+        assert min(of(noise, -noise)) == max(of(noise, -noise)) == -1
+
+    @pytest.mark.parametrize("side", ["right", "left"])
+    def test_against_a_plain_loop(self, pair, tokenizer, side):
+        found = residual(*traces(pair, tokenizer, side=side, continuations=[" bad film"] * 4))
+        for row, text in enumerate(TEXTS):
+            ids = torch.tensor([tokenizer(text)["input_ids"]])
+            one = [policy.trace(make_batch(ids.tolist()), lens_sites(policy)) for policy in pair]
+            for column, site in enumerate(lens_sites(pair[0])):
+                vectors = [trace[site][0].double() for trace in one]
+                for model, rows in enumerate(vectors):
+                    norms = [float(r.norm()) for r in rows]
+                    assert found["resid_norm"].values[row, model, column] == pytest.approx(np.mean(norms), rel=1e-5)
+                    assert found["resid_norm_last"].values[row, model, column] == pytest.approx(norms[-1], rel=1e-5)
+                turned = [float(torch.cosine_similarity(b, t, dim=0)) for b, t in zip(*vectors, strict=True)]
+                assert found["resid_cosine"].values[row, column] == pytest.approx(np.mean(turned), abs=1e-5)
+                assert found["resid_cosine_last"].values[row, column] == pytest.approx(turned[-1], abs=1e-5)
+
+    def test_a_model_with_itself_is_not_turned(self, pair, tokenizer):
+        trace = traces(pair, tokenizer)[0]
+        found = residual(trace, trace)
+        assert (found["resid_cosine"] == 1).all() and (found["resid_cosine_last"] == 1).all()
+
+    def test_what_lies_outside_the_prompt_counts_nothing(self):
+        batch = make_batch([[1, 2, 3], [4]], [[5], [6, 7]], padding_side="left")
+        inside = prompt_columns(batch)
+        assert inside.tolist() == [[True, True, True, False], [False, True, False, False]]
+        values = torch.where(inside, torch.tensor([[1.0, 2, 6, 0], [0, 5, 0, 0]]), torch.nan)
+        assert mean_over(inside, values).tolist() == [3, 5]
+        assert mean_over(inside, values[:, None].expand(2, 7, 4)).tolist() == [[3] * 7, [5] * 7]
 
 
 class TestAttention:
@@ -247,6 +296,91 @@ class TestAttention:
                 np.testing.assert_allclose(found["pattern_js"].values[row, layer], np.mean(js, axis=1), atol=1e-6)
                 np.testing.assert_allclose(found["pattern_js_last"].values[row, layer], [j[-1] for j in js], atol=1e-6)
 
+    def test_entropy_is_that_of_each_query(self, pair, tokenizer):
+        both = traces(pair, tokenizer, side="left")
+        found = attention(*both)
+        for row, text in enumerate(TEXTS):
+            ids = tokenizer(text)["input_ids"]
+            for model, policy in enumerate(pair):
+                alone = policy.trace(make_batch([ids]), [Site("pattern", 1)])[Site("pattern", 1)][0].double()
+                by_query = -torch.special.xlogy(alone, alone).sum(-1)
+                got = found["pattern_entropy"].values[row, model, 1]
+                np.testing.assert_allclose(got, by_query.mean(-1), atol=1e-5)
+        alone = traces(pair, tokenizer, texts=["fun"])  # one token attends to itself alone
+        assert len(alone[0].batch.input_ids[0]) == len(tokenizer("fun")["input_ids"])
+        first = attention(*traces(pair, tokenizer, texts=[" film"]))
+        assert (first["pattern_entropy"] == 0).all() and (first["pattern_js"] == 0).all()
+
+    @pytest.mark.parametrize("side", ["right", "left"])
+    def test_classes_of_tokens_against_a_plain_loop(self, pair, tokenizer, side):
+        texts = ["this bad movie, was good. really", " good: the plot", "fun", "a bad film was not bad"]
+        both = traces(pair, tokenizer, side=side, texts=texts, continuations=[" bad!"] * 4)
+        found = attention(*both)
+        for row, text in enumerate(texts):
+            ids = tokenizer(text)["input_ids"]
+            named = [tokenizer(answer)["input_ids"][0] for answer in ANSWERS]
+
+            def class_of(index, ids=ids, named=named):
+                if index == 0:
+                    return "bos"
+                if ids[index] in named and index < len(ids) - 1:
+                    return "antecedent"
+                return "content" if any(c.isalnum() for c in tokenizer.decode([ids[index]])) else "punctuation"
+
+            for model, policy in enumerate(pair):
+                pattern = policy.trace(make_batch([ids]), [Site("pattern", 2)])[Site("pattern", 2)][0].double()
+                last, mean = np.zeros((4, 4)), np.zeros((4, 4))
+                for head in range(4):
+                    for key in range(len(ids)):
+                        column = TOKEN_CLASSES.index(class_of(key))
+                        last[head, column] += pattern[head, -1, key]
+                        mean[head, column] += pattern[head, :, key].mean()
+                np.testing.assert_allclose(found["attention_to"].values[row, model, 2], last, atol=1e-5)
+                np.testing.assert_allclose(found["attention_to_mean"].values[row, model, 2], mean, atol=1e-5)
+        for name in ("attention_to", "attention_to_mean"):
+            np.testing.assert_allclose(found[name].sum("token_class"), 1, atol=1e-12)
+
+    def test_of_an_encoder_and_of_the_attention_to_it(self, tokenizer):
+        size = len(tokenizer)
+        models = [build("T5ForConditionalGeneration", seed=seed, vocab_size=size) for seed in (1, 2)]
+        cmp = interp.compare(*models, interp.Prompts(TEXTS), tokenizer=tokenizer, measures="attention")
+        assert cmp["encoder_pattern_js"].dims == ("prompt", "encoder_layer", "head")
+        assert cmp["encoder_pattern_js"].sizes["encoder_layer"] == 3 and cmp["cross_pattern_js"].sizes["layer"] == 2
+        assert "encoder_pattern_js_last" not in cmp
+        for row, text in enumerate(TEXTS):
+            read = dict(
+                input_ids=torch.tensor([tokenizer(text)["input_ids"]]), decoder_input_ids=torch.zeros(1, 1).long()
+            )
+            found = []
+            for model in models:
+                model.set_attn_implementation("eager")
+                with torch.no_grad():
+                    found.append(model(**read, output_attentions=True))
+            for name, kind in (("encoder_", "encoder_attentions"), ("cross_", "cross_attentions")):
+                for layer, (b, t) in enumerate(zip(*(getattr(each, kind) for each in found), strict=True)):
+                    expected = js_divergence(b, t)[0]
+                    got = cmp[f"{name}pattern_js"].values[row, layer]
+                    np.testing.assert_allclose(got, expected.mean(-1), atol=1e-6)
+                    spread = -torch.special.xlogy(t.double(), t.double()).sum(-1)[0].mean(-1)
+                    got = cmp[f"{name}pattern_entropy"].values[row, 1, layer]
+                    np.testing.assert_allclose(got, spread, atol=1e-5)
+            np.testing.assert_allclose(cmp["cross_pattern_js_last"].values[row], cmp["cross_pattern_js"].values[row])
+        assert cmp.summary()["finding"].str.contains("of the encoder: JS").sum() == 3
+
+    def test_classes_by_hand(self, tokenizer):
+        ids = tokenizer(" bad film, bad good")["input_ids"]
+        answers = torch.tensor([[tokenizer(answer)["input_ids"][0] for answer in ANSWERS]])
+        classes = token_classes(make_batch([ids], [ids]), answers, TokenTexts(tokenizer))[0]
+        names = [TOKEN_CLASSES[int(row.argmax())] for row in classes]
+        # " bad" again is an antecedent, the last prompt token is none, nor is what lies behind it
+        assert names[:5] == ["bos", "content", "punctuation", "antecedent", "content"]
+        assert set(names[5:]) == {"content", "punctuation"} and (classes.sum(-1) == 1).all()
+        assert [is_punctuation(text) for text in (",", " ...", "\n", " a", "3", "é", "\ufffd")] == [
+            True, True, True, False, False, False, True,
+        ]  # fmt: skip
+        half = shares(torch.tensor([[[0.25, 0.25, 0.0, 0.0, 0.0]]]), classes[None, :5])
+        assert half.tolist() == [[[0.5, 0.0, 0.5, 0.0]]], "shares of a pattern in half precision still sum to 1"
+
     @pytest.mark.parametrize("side", ["right", "left"])
     def test_examples_are_patterns_of_the_prompt(self, pair, tokenizer, side):
         both = traces(pair, tokenizer, side=side, continuations=[" bad"] * 4)
@@ -261,55 +395,6 @@ class TestAttention:
             np.testing.assert_array_equal(
                 values[0, 0, :count, :count], both[0][Site("pattern", 2)][row, 1, window, window]
             )
-
-
-class TestWeights:
-    def test_against_whole_matrices(self, pair):
-        found = weights(*pair)
-        for layer in range(3):
-            for name, factors in (("qk_change", qk_factors), ("ov_change", ov_factors)):
-                (a, b), (c, d) = factors(pair[0].parts, layer), factors(pair[1].parts, layer)
-                expected = (c @ d - a @ b).norm(dim=(1, 2)) / (a @ b).norm(dim=(1, 2))
-                np.testing.assert_allclose(found[name].values[layer], expected, rtol=1e-9)
-            vectors = [
-                torch.cat([p.flatten() for p in policy.parts.mlp_weights(layer)]).detach().double() for policy in pair
-            ]
-            expected = (vectors[1] - vectors[0]).norm() / vectors[0].norm()
-            assert found["mlp_change"].values[layer] == pytest.approx(expected.item())
-
-    def test_circuits_are_those_of_the_model(self, make_model, tokenizer):
-        """Scores x W_Q W_K^T y^T of a model without biases and at one position equal its own (rotary cancels there)."""
-        policy = Policy.load(make_model(5), tokenizer=tokenizer)
-        parts = policy.parts
-        left, right = qk_factors(parts, 1)
-        assert left.shape == (4, 32, 8) and right.shape == (4, 8, 32)
-        v, o = ov_factors(parts, 1)
-        x = torch.randn(32).double()
-        attn = parts.inside(1, "attn")
-        with torch.no_grad():
-            double = attn.double()
-            arguments = dict(attention_mask=None)
-            if parts.pos_embed is None:
-                cos = torch.ones(1, 1, 8).double()
-                arguments["position_embeddings"] = (cos, torch.zeros_like(cos))
-            zero, _ = double(torch.zeros(1, 1, 32).double(), **arguments)
-            out, _ = double(x[None, None], **arguments)
-        torch.testing.assert_close(torch.einsum("m,hmd,hdn->n", x, v, o), (out - zero)[0, 0])
-
-    def test_a_small_change_keeps_its_digits(self):
-        torch.manual_seed(0)
-        a, b = torch.randn(1, 64, 8).double(), torch.randn(1, 8, 64).double()
-        assert relative_change((a, b), (a, b)).item() == 0
-        for size in (1e-3, 1e-9, 1e-12):
-            assert relative_change((a, b), (a * (1 + size), b)).item() == pytest.approx(size, rel=1e-3)
-
-    def test_different_shapes_are_refused(self, tokenizer):
-        pair = [
-            Policy.load(tiny_llama(), tokenizer=tokenizer),
-            Policy.load(tiny_llama(intermediate_size=40), tokenizer=tokenizer),
-        ]
-        with pytest.raises(MeasureError, match="leave the measure weights out"):
-            weights(*pair)
 
 
 class TestCompletions:
@@ -332,6 +417,15 @@ class TestCompletions:
                 expected = kl_divergence(logits[1], logits[0])[len(prompt) - 1]
                 assert found["response_kl"].values[row, source, 0, 0] == pytest.approx(expected.item(), abs=1e-4)
 
+    def test_more_draws_begin_with_the_same_one(self, pair, tokenizer):
+        ids = Prompts(TEXTS).tokenize(tokenizer).prompt_ids
+        one = completions(*pair, ids, max_new_tokens=5, batch_size=3, seed=4)
+        three = completions(*pair, ids, max_new_tokens=5, batch_size=3, seed=4, draws=3)
+        assert three.sizes["draw"] == 3
+        assert (three["completion"].values[:, :, :1] == one["completion"].values).all()
+        np.testing.assert_allclose(three["response_kl"].isel(draw=[0]), one["response_kl"], atol=1e-5)
+        assert len({str(text) for text in three["completion"].values[0, 0]}) > 1
+
     def test_rewards_are_of_prompt_and_response(self, pair, tokenizer):
         from tests.interp.test_models import classifier
 
@@ -349,7 +443,10 @@ class TestCompletions:
 
 
 def test_measures_by_name():
-    assert check_measures(None) == MEASURES
+    assert check_measures(None) == DEFAULT_MEASURES
+    assert check_measures(None, with_reward=True) == (*DEFAULT_MEASURES, "completions")
+    assert check_measures("all") == check_measures(["kl", "all"]) == MEASURES
+    assert set(DEFAULT_MEASURES) < set(MEASURES)
     assert check_measures(["weights", "kl"]) == ("kl", "weights")
     assert check_measures("lens") == ("lens",)
     with pytest.raises(MeasureError, match="unknown measure 'logits'; choose among next_token, logit_diff"):

@@ -1,0 +1,228 @@
+"""The summary's rows: one finding each, with its interval, and what null runs and replicates give beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import xarray as xr
+
+from interp.stats import bootstrap_mean, null_range, rank_p, selection_halves
+
+COLUMNS = (
+    "reading",
+    "finding",
+    "estimate",
+    "lower",
+    "upper",
+    "units",
+    "n",
+    "control_low",
+    "control_high",
+    "rank_p",
+    "replicate_low",
+    "replicate_high",
+    "completeness",
+)
+TOP = 3
+"""Findings of one kind that a reading shows."""
+
+NONE = float("nan")
+
+ByPrompt = Callable[[xr.Dataset], np.ndarray]
+Row = dict[str, object]
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A map by prompt.
+
+    Attributes:
+        values: one number a prompt and cell.
+        labels: what each cell is.
+        absent: value of a cell that another run's map does not have.
+    """
+
+    values: np.ndarray
+    labels: Sequence[Hashable]
+    absent: float = NONE
+
+    def column(self, label: Hashable) -> np.ndarray:
+        """One cell's value at every prompt."""
+        if label in self.labels:
+            return np.asarray(self.values[:, list(self.labels).index(label)])
+        return np.full(len(self.values), self.absent)
+
+
+@dataclass(frozen=True)
+class Table:
+    """The comparison's own data, and those of null runs and replicates.
+
+    Attributes:
+        data: what `compare` computed.
+        controls: the same for null runs.
+        replicates: the same for other runs of the same recipe.
+        seed: seed of the bootstrap.
+    """
+
+    data: xr.Dataset
+    controls: Sequence[xr.Dataset]
+    replicates: Sequence[xr.Dataset]
+    seed: int
+
+    @property
+    def groups(self) -> np.ndarray:
+        """Group of each prompt."""
+        return np.asarray(self.data["group"].values)
+
+    def row(
+        self,
+        reading: str,
+        finding: str,
+        values: ByPrompt,
+        units: str,
+        *,
+        rows: np.ndarray | None = None,
+        null: ByPrompt | None = None,
+        of: Literal["change", "tuned", "base"] = "change",
+        completeness: float = NONE,
+    ) -> Row:
+        """One finding whose unit is the prompt: its mean, interval, and the means of the other runs.
+
+        Args:
+            reading: the measure it comes from.
+            finding: the finding in words.
+            values: from a Dataset to one number a prompt.
+            units: units of the numbers.
+            rows: prompts that estimate it; None is all.
+            null: what is taken of a null run, where it is not `values`.
+            of: what it says something of: a change, which has a rank among null runs; tuned alone; or base alone, which
+                all runs share.
+            completeness: completeness error of an attribution.
+        """
+        wanted = slice(None) if rows is None else rows
+        chosen = np.asarray(values(self.data), dtype=np.float64)[wanted]
+        estimate, lower, upper = bootstrap_mean(chosen, self.groups[wanted], seed=self.seed)
+        controls, replicates = ((), ()) if of == "base" else (self.controls, self.replicates)
+        cells = {
+            "lower": lower,
+            "upper": upper,
+            "n": int(np.isfinite(chosen).sum()),
+            "completeness": completeness,
+        }
+        return self._filled(
+            (reading, finding, estimate, units),
+            [_mean((null or values)(run)) for run in controls],
+            [_mean(values(run)[wanted]) for run in replicates],
+            ranked=of == "change",
+            **cells,
+        )
+
+    def plain(
+        self, reading: str, finding: str, value: Callable[[xr.Dataset], float], null: Callable[[xr.Dataset], float]
+    ) -> Row:
+        """One finding that no prompt went into: no interval, no unit.
+
+        Args:
+            reading: the measure it comes from.
+            finding: the finding in words.
+            value: from a Dataset to the number.
+            null: what is taken of a null run.
+        """
+        return self._filled(
+            (reading, finding, value(self.data), "1"),
+            [null(run) for run in self.controls],
+            [value(run) for run in self.replicates],
+            n=0,
+        )
+
+    def _filled(
+        self,
+        head: tuple[str, str, float, str],
+        nulls: list[float],
+        replicates: list[float],
+        *,
+        ranked: bool = True,
+        **cells: Any,
+    ) -> Row:
+        reading, finding, estimate, units = head
+        ranges = (*null_range(nulls), rank_p(estimate, nulls) if ranked else NONE, *null_range(replicates))
+        names = ("control_low", "control_high", "rank_p", "replicate_low", "replicate_high")
+        given: Row = {"reading": reading, "finding": finding, "estimate": estimate, "units": units}
+        found = given | dict(zip(names, ranges, strict=True)) | cells
+        return {column: found.get(column, NONE) for column in COLUMNS}
+
+    def largest(
+        self,
+        reading: str,
+        name: Callable[[Any, np.ndarray], str],
+        cells: Callable[[xr.Dataset], Cells],
+        units: str,
+        *,
+        count: int = TOP,
+        one_of: Callable[[Any], Hashable] | None = None,
+        completeness: float = NONE,
+    ) -> Iterator[Row]:
+        """The cells of a map with the largest |mean| on the selecting prompts, estimated on the others.
+
+        The null is a run's own largest cell: a maximum must be compared with a maximum. A replicate gives the same
+        cell.
+
+        Args:
+            reading: the measure it comes from.
+            name: from a cell's label and the estimating prompts to the finding in words.
+            cells: from a Dataset to its map.
+            units: units of the numbers.
+            count: how many are shown.
+            one_of: from a label to what may be shown once only; None: each cell is its own.
+            completeness: completeness error of an attribution.
+        """
+        own = cells(self.data)
+        select, rows = selection_halves(self.groups)
+
+        def column(label: Hashable) -> ByPrompt:
+            return lambda data: cells(data).column(label)
+
+        def extreme(data: xr.Dataset) -> np.ndarray:
+            values = cells(data).values
+            return values[:, int(np.argmax(_sizes(values)))] if values.size else np.zeros(len(values))
+
+        labels: dict[Hashable, Hashable] = {}
+        for index in np.argsort(-_sizes(own.values[select]), kind="stable"):
+            label = own.labels[index]
+            labels.setdefault(one_of(label) if one_of else label, label)
+        found = [
+            self.row(
+                reading, name(label, rows), column(label), units, rows=rows, null=extreme, completeness=completeness
+            )
+            for label in list(labels.values())[:count]
+        ]
+        yield from sorted(found, key=lambda row: -abs(float(str(row["estimate"]))))
+
+
+def _sizes(values: np.ndarray) -> np.ndarray:
+    """|mean| of each column over its finite values, 0 for a column without any."""
+    real = np.isfinite(values)
+    return np.asarray(np.abs(np.where(real, values, 0).sum(0)) / np.maximum(real.sum(0), 1))
+
+
+def _mean(values: np.ndarray) -> float:
+    real = values[np.isfinite(values)]
+    return float(real.mean()) if len(real) else NONE
+
+
+def difference(name: str, **where: str) -> ByPrompt:
+    """Tuned minus base of an array, as a function of the Dataset."""
+
+    def values(data: xr.Dataset) -> np.ndarray:
+        array = data[name].sel(where)
+        return np.asarray((array.sel(model="tuned", drop=True) - array.sel(model="base", drop=True)).values)
+
+    return values
+
+
+def of_model(name: str, model: str) -> ByPrompt:
+    """An array of one model, as a function of the Dataset."""
+    return lambda data: np.asarray(data[name].sel(model=model).values)
