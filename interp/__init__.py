@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from interp.comparison import Comparison, compare
     from interp.errors import InterpError
+    from interp.families import register_family
     from interp.hooks import Site
-    from interp.measures import MEASURES
+    from interp.measures import DEFAULT_MEASURES, MEASURES
     from interp.models import Policy, RewardModel
     from interp.pair import CheckpointPair
     from interp.prompts import Prompts
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "CheckpointPair": "interp.pair",
     "Comparison": "interp.comparison",
+    "DEFAULT_MEASURES": "interp.measures",
     "InterpError": "interp.errors",
     "MEASURES": "interp.measures",
     "Policy": "interp.models",
@@ -30,10 +32,12 @@ _HOMES = {
     "RewardModel": "interp.models",
     "Site": "interp.hooks",
     "compare": "interp.comparison",
+    "register_family": "interp.families",
 }
-_MODULES = ("plot", "report")
+_MODULES = ("families", "plot", "report")
 
 __all__ = [
+    "DEFAULT_MEASURES",
     "MEASURES",
     "CheckpointPair",
     "Comparison",
@@ -43,7 +47,9 @@ __all__ = [
     "RewardModel",
     "Site",
     "compare",
+    "families",
     "plot",
+    "register_family",
     "report",
 ]
 

@@ -1,116 +1,24 @@
-"""One row per architecture family: where its blocks, heads, MLPs, norms and unembedding are.
-
-This is the only file that knows the name of a Hugging Face module. Everything else reads a model through `Parts`,
-which is a row bound to one loaded model.
-"""
+"""A family's row bound to one loaded model: modules and weights by the field's names."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import copy
+import inspect
+from collections.abc import Sequence
 from functools import cached_property
-from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from interp.errors import UnknownFamily
+from interp.adapters import named_weights
+from interp.errors import MeasureError, UnknownFamily
+from interp.families.layout import Attention, Head, Stack
+from interp.families.norms import NormParameters, norm_parameters
+from interp.families.rows import family_of
 
-
-@dataclass(frozen=True)
-class Family:
-    """Paths of the parts of a pre-norm transformer whose attention and MLP are applied one after the other.
-
-    Paths of `embed` to `final_norm` start at the model, those from `attn_norm` on at a block.
-
-    Attributes:
-        name: name of the family.
-        heads: for each architecture (class name in transformers), the path of the module that reads the final
-            residual: the unembedding of a language model, the score head of a classifier.
-        embed: token embedding.
-        pos_embed: learned position embedding that is added to the residual, or None (rotary and the like).
-        layers: list of blocks.
-        final_norm: norm before the unembedding.
-        attn_norm: norm whose output attention reads.
-        attn: attention module; its output is (attn_out, pattern).
-        q: query projection; the same path in `q`, `k` and `v` means one fused projection, split in that order.
-        k: key projection.
-        v: value projection.
-        o: output projection; its input is every head's z side by side.
-        mlp_norm: norm whose output the MLP reads; its input is resid_mid.
-        mlp: MLP module.
-        mlp_down: last projection of the MLP; its input is the neurons' activations.
-    """
-
-    name: str
-    heads: Mapping[str, str]
-    embed: str
-    pos_embed: str | None
-    layers: str
-    final_norm: str
-    attn_norm: str
-    attn: str
-    q: str
-    k: str
-    v: str
-    o: str
-    mlp_norm: str
-    mlp: str
-    mlp_down: str
-
-
-GPT2 = Family(
-    name="gpt2",
-    heads=MappingProxyType({"GPT2LMHeadModel": "lm_head", "GPT2ForSequenceClassification": "score"}),
-    embed="transformer.wte",
-    pos_embed="transformer.wpe",
-    layers="transformer.h",
-    final_norm="transformer.ln_f",
-    attn_norm="ln_1",
-    attn="attn",
-    q="attn.c_attn",
-    k="attn.c_attn",
-    v="attn.c_attn",
-    o="attn.c_proj",
-    mlp_norm="ln_2",
-    mlp="mlp",
-    mlp_down="mlp.c_proj",
-)
-
-LLAMA = Family(
-    name="llama",
-    heads=MappingProxyType({"LlamaForCausalLM": "lm_head", "LlamaForSequenceClassification": "score"}),
-    embed="model.embed_tokens",
-    pos_embed=None,
-    layers="model.layers",
-    final_norm="model.norm",
-    attn_norm="input_layernorm",
-    attn="self_attn",
-    q="self_attn.q_proj",
-    k="self_attn.k_proj",
-    v="self_attn.v_proj",
-    o="self_attn.o_proj",
-    mlp_norm="post_attention_layernorm",
-    mlp="mlp",
-    mlp_down="mlp.down_proj",
-)
-
-FAMILIES: tuple[Family, ...] = (GPT2, LLAMA)
-
-
-def family_of(architecture: str) -> Family:
-    """The row that covers `architecture`, a class name of transformers.
-
-    Raises:
-        UnknownFamily: no row covers it.
-    """
-    for family in FAMILIES:
-        if architecture in family.heads:
-            return family
-    known = ", ".join(name for family in FAMILIES for name in family.heads)
-    raise UnknownFamily(f"architecture {architecture} is not known yet; this version reads {known}")
+StackName = Literal["encoder", "cross"]
 
 
 def _linear(module: nn.Module) -> tuple[Float[Tensor, "d_in d_out"], Float[Tensor, " d_out"] | None]:
@@ -120,8 +28,37 @@ def _linear(module: nn.Module) -> tuple[Float[Tensor, "d_in d_out"], Float[Tenso
     return (weight.T if isinstance(module, nn.Linear) else weight), bias  # type: ignore[return-value]
 
 
+def _run(module: nn.Module, value: Tensor) -> Tensor:
+    """Run a module where its weights are: those of a model that is spread over devices lie apart."""
+    weight = next(module.parameters(), value)
+    value = value.to(weight.device)
+    if type(module) is nn.Linear and value.device.type == "cpu" and len(weight) > 4 * _COLUMNS:
+        if not torch.is_grad_enabled() and value.dtype == weight.dtype:
+            return _by_columns(module, value)
+    return module(value)  # type: ignore[no-any-return]
+
+
+_COLUMNS = 1024
+"""Outputs of a vocabulary that are computed at once: their weights and results stay in the processor's cache."""
+
+
+def _by_columns(module: nn.Linear, value: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
+    """A linear map onto a whole vocabulary, some columns at a time; for a few rows a third faster than at once."""
+    rows = value.flatten(0, -2)
+    out = rows.new_empty(len(rows), module.out_features)
+    for start in range(0, module.out_features, _COLUMNS):
+        part = slice(start, start + _COLUMNS)
+        torch.mm(rows, module.weight[part].T, out=out[:, part])
+    if module.bias is not None:
+        out += module.bias
+    return out.unflatten(0, value.shape[:-1])
+
+
 class Parts:
     """A family's row bound to one model: modules and weights by the field's names. Holds no copy of a weight.
+
+    `stack` is None for the blocks whose last residual is read (of a T5, the decoder's), "encoder" for an encoder's, and
+    "cross" for the attention of the former to the latter.
 
     Args:
         model: a model of transformers whose class is in some row.
@@ -133,21 +70,52 @@ class Parts:
     def __init__(self, model: nn.Module) -> None:
         architecture = type(model).__name__
         self.model = model
+        self.vocab: int | None = None  # how many logits are read, where that is not all of them
         self.family = family_of(architecture)
         config: Any = model.config
+        self.stack = self.family.stack_of(config)
         self.n_heads: int = config.num_attention_heads
         self.n_kv_heads: int = getattr(config, "num_key_value_heads", None) or self.n_heads
         self.d_model: int = config.hidden_size
         self.d_head: int = getattr(config, "head_dim", None) or self.d_model // self.n_heads
-        self.readout_path = self.family.heads[architecture]
+        self.head: Head = self.family.heads[architecture]
+        self.takes_positions = "position_ids" in inspect.signature(model.forward).parameters and (
+            self.family.encoder is None
+        )
 
-    def _at(self, path: str) -> nn.Module:
-        return self.model.get_submodule(path)
+    def limited(self, vocab: int) -> Parts:
+        """The same parts, of whose logits only the first `vocab` are read."""
+        parts = copy.copy(self)
+        parts.vocab = vocab
+        return parts
+
+    def _at(self, path: str, root: nn.Module | None = None, part: str = "") -> nn.Module:
+        try:
+            return (root or self.model).get_submodule(path)
+        except AttributeError as error:
+            name, where = type(self.model).__name__, f" ({part})" if part else ""
+            raise UnknownFamily(
+                f"the row {self.family.name} names {path!r}{where}, which a {name} does not have; correct the row"
+            ) from error
+
+    def _present(self, paths: Sequence[str]) -> list[nn.Module]:
+        found = []
+        for path in paths:
+            owner, _, name = path.rpartition(".")
+            module = getattr(self._at(owner), name, None)
+            if module is not None:
+                found.append(module)
+        return found
 
     @cached_property
     def embed(self) -> nn.Module:
         """Token embedding."""
         return self._at(self.family.embed)
+
+    @cached_property
+    def embed_out(self) -> nn.Module:
+        """With a position embedding: the module whose output is the token's term of the residual."""
+        return (self._present(self.family.embed_out) or [self.embed])[0]
 
     @cached_property
     def pos_embed(self) -> nn.Module | None:
@@ -156,106 +124,195 @@ class Parts:
 
     @cached_property
     def blocks(self) -> tuple[nn.Module, ...]:
-        """The transformer blocks, first to last."""
-        return tuple(self._at(self.family.layers).children())
+        """The transformer blocks whose last residual is read, first to last."""
+        return tuple(self._at(self.stack.layers).children())
+
+    @cached_property
+    def encoder_blocks(self) -> tuple[nn.Module, ...]:
+        """The blocks of the encoder of an encoder-decoder; none otherwise."""
+        return tuple(self._at(self.family.encoder.layers).children()) if self.family.encoder else ()
 
     @cached_property
     def final_norm(self) -> nn.Module:
-        """The norm before the unembedding."""
-        return self._at(self.family.final_norm)
+        """The norm before the readout; the last block's second norm where norms take sums."""
+        if self.stack.norm_of_sum:
+            return self.inside(self.n_layers - 1, "mlp_norm")
+        assert self.stack.final_norm is not None
+        return self._at(self.stack.final_norm)
 
     @cached_property
+    def linear_readout(self) -> tuple[nn.Module, ...]:
+        """What turns the normed residual into the last quantity that is linear in it."""
+        return tuple(self._present(self.head.linear))
+
+    @property
     def readout(self) -> nn.Module:
-        """The unembedding of a language model, the score head of a classifier."""
-        return self._at(self.readout_path)
+        """The unembedding of a language model, the score head of a causal classifier: the last linear module."""
+        return self.linear_readout[-1]
+
+    @cached_property
+    def readout_scale(self) -> float:
+        """What the normed residual is multiplied by before it is read (T5)."""
+        return float(self.head.scale(self.model.config)) if self.head.scale else 1.0
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The model without its head."""
+        return self._at(str(self.model.base_model_prefix))
 
     @property
     def n_layers(self) -> int:
         """Number of blocks."""
         return len(self.blocks)
 
-    def inside(self, layer: int, part: str) -> nn.Module:
-        """The module of block `layer` that the row names under `part` (attn, o, mlp_norm ...)."""
-        return self.blocks[layer].get_submodule(getattr(self.family, part))
+    @property
+    def n_encoder_layers(self) -> int:
+        """Number of the encoder's blocks, 0 without an encoder."""
+        return len(self.encoder_blocks)
 
-    def mlp_weights(self, layer: int) -> list[Tensor]:
+    @property
+    def stacks(self) -> tuple[StackName | None, ...]:
+        """The stacks that have attention: None, and for an encoder-decoder also "encoder" and "cross"."""
+        return (None, "encoder", "cross") if self.family.encoder else (None,)
+
+    def layout(self, stack: StackName | None = None) -> Stack:
+        """The paths of a stack's blocks.
+
+        Raises:
+            MeasureError: the model has no such stack.
+        """
+        if stack is None or (stack == "cross" and self.stack.cross is not None):
+            return self.stack
+        if stack == "encoder" and self.family.encoder is not None:
+            return self.family.encoder
+        raise MeasureError(f"a {self.family.name} model has no {stack} stack; leave stack out")
+
+    def attention(self, stack: StackName | None = None) -> Attention:
+        """The paths of an attention of a stack."""
+        layout = self.layout(stack)
+        found = layout.cross if stack == "cross" else layout.attention
+        assert found is not None
+        return found
+
+    def block(self, layer: int, stack: StackName | None = None) -> nn.Module:
+        """A block.
+
+        Raises:
+            MeasureError: there is no such layer or stack.
+        """
+        self.layout(stack)
+        blocks = self.encoder_blocks if stack == "encoder" else self.blocks
+        if not 0 <= layer < len(blocks):
+            raise MeasureError(f"the model has layers 0 to {len(blocks) - 1}, not {layer}")
+        return blocks[layer]
+
+    def inside(self, layer: int, part: str, stack: StackName | None = None) -> nn.Module:
+        """The module of block `layer` that the row names under `part` (attn, q, o, attn_norm, mlp_norm, mlp_down ...).
+
+        Raises:
+            MeasureError: the family has no such part.
+        """
+        path = self.path(part, stack)
+        if path is None:
+            raise MeasureError(f"a {self.family.name} model has no {part} of its own")
+        return self._at(path, self.block(layer, stack), part)
+
+    def path(self, part: str, stack: StackName | None = None) -> str | None:
+        """Where in a block a part is, or None: "attn", "q", "k", "v", "o", "attn_post_norm", or a field of `Stack`."""
+        attention = self.attention(stack)
+        if part in ("q", "k", "v", "o"):
+            return str(getattr(attention, part))
+        if part == "attn":
+            return attention.module
+        if part == "attn_post_norm":
+            return attention.post_norm
+        return getattr(self.layout(stack), part)
+
+    def norm(self, layer: int, part: str, stack: StackName | None = None) -> NormParameters | None:
+        """The norm that the row names under `part`, or None."""
+        return norm_parameters(self.inside(layer, part, stack)) if self.path(part, stack) else None
+
+    def mlp_weights(self, layer: int, stack: StackName | None = None) -> list[Tensor]:
         """Every weight and bias of the MLP of block `layer`."""
-        return list(self.inside(layer, "mlp").parameters())
+        block = self.block(layer, stack)
+        return [w for path in self.layout(stack).mlp for _, w in named_weights(self._at(path, block, "mlp"))]
 
-    def _projection(self, layer: int, part: str, heads: int) -> Float[Tensor, "heads d_model d_head"]:
-        weight, _ = _linear(self.inside(layer, part))
-        if self.family.q == self.family.k == self.family.v:
-            widths = [self.n_heads * self.d_head] + 2 * [self.n_kv_heads * self.d_head]
-            weight = weight.split(widths, dim=1)["qkv".index(part)]
+    def _projection(
+        self, layer: int, part: str, heads: int, stack: StackName | None
+    ) -> Float[Tensor, "heads d_model d_head"]:
+        weight, _ = _linear(self.inside(layer, part, stack))
+        row = self.attention(stack)
+        if row.q == row.k == row.v:
+            index = "qkv".index(part)
+            if row.fused == "heads":
+                weight = weight.unflatten(1, (self.n_heads, 3, self.d_head))[:, :, index].flatten(1)
+            else:
+                widths = [self.n_heads * self.d_head] + 2 * [self.n_kv_heads * self.d_head]
+                weight = weight.split(widths, dim=1)[index]
         return weight.reshape(self.d_model, heads, self.d_head).transpose(0, 1)
 
-    def W_Q(self, layer: int) -> Float[Tensor, "head d_model d_head"]:
+    def W_Q(self, layer: int, stack: StackName | None = None) -> Float[Tensor, "head d_model d_head"]:
         """Query weights by head."""
-        return self._projection(layer, "q", self.n_heads)
+        return self._projection(layer, "q", self.n_heads, stack)
 
-    def W_K(self, layer: int) -> Float[Tensor, "kv_head d_model d_head"]:
+    def W_K(self, layer: int, stack: StackName | None = None) -> Float[Tensor, "kv_head d_model d_head"]:
         """Key weights by key-value head."""
-        return self._projection(layer, "k", self.n_kv_heads)
+        return self._projection(layer, "k", self.n_kv_heads, stack)
 
-    def W_V(self, layer: int) -> Float[Tensor, "kv_head d_model d_head"]:
+    def W_V(self, layer: int, stack: StackName | None = None) -> Float[Tensor, "kv_head d_model d_head"]:
         """Value weights by key-value head."""
-        return self._projection(layer, "v", self.n_kv_heads)
+        return self._projection(layer, "v", self.n_kv_heads, stack)
 
-    def W_O(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
+    def W_O(self, layer: int, stack: StackName | None = None) -> Float[Tensor, "head d_head d_model"]:
         """Output weights by head."""
-        weight, _ = _linear(self.inside(layer, "o"))
+        weight, _ = _linear(self.inside(layer, "o", stack))
         return weight.reshape(self.n_heads, self.d_head, self.d_model)
 
-    def b_O(self, layer: int) -> Float[Tensor, " d_model"] | None:
+    def b_O(self, layer: int, stack: StackName | None = None) -> Float[Tensor, " d_model"] | None:
         """Bias of the output projection, which belongs to no head, or None."""
-        return _linear(self.inside(layer, "o"))[1]
+        return _linear(self.inside(layer, "o", stack))[1]
+
+    def W_down(
+        self, layer: int, stack: StackName | None = None
+    ) -> tuple[Float[Tensor, "neuron d_model"], Float[Tensor, " d_model"] | None]:
+        """Output weights of the MLP's neurons, and the MLP's output bias, which belongs to no neuron, or None."""
+        return _linear(self.inside(layer, "mlp_down", stack))
+
+    def embedding(self) -> Float[Tensor, "vocab d_model"]:
+        """What each token puts into the residual, up to a factor and a norm."""
+        weight = self.embed.weight
+        assert isinstance(weight, Tensor)
+        for module in self._present(self.family.embed_out):
+            weight = weight @ _linear(module)[0]
+        return weight
+
+    def linear_output(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch out"]:
+        """The last quantity linear in the normed residual: logits before a soft cap, a head's pre-activation."""
+        value = _run(self.final_norm, residual) * self.readout_scale
+        for module in self.linear_readout:
+            value = _run(module, value)
+        return value.to(residual.device)
 
     def logits(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch out"]:
-        """Read a residual as the model reads its last one: final norm, then unembedding; no gradients."""
+        """Read a residual as the model reads its last one: final norm, then the head; no gradients."""
         with torch.no_grad():
-            return self.readout(self.final_norm(residual))
+            linear = self.linear_output(residual)
+            values: Tensor = self.head.after(self.model, linear) if self.head.after else linear
+            return values[..., : self.vocab]
+
+    @property
+    def n_outputs(self) -> int:
+        """Number of logits before any non-linearity: the vocabulary, or the width of what is read."""
+        width = _linear(self.readout)[0].shape[1]
+        return width if self.vocab is None else min(width, self.vocab)
 
     def unembedding(self) -> tuple[Float[Tensor, "d_model out"], Float[Tensor, " out"] | None]:
-        """Weight and bias of the readout."""
-        return _linear(self.readout)
-
-
-@dataclass(frozen=True)
-class NormParameters:
-    """What a norm does to one residual vector once its scale is frozen: y = (r - centre(r)) / scale * gain + shift.
-
-    Attributes:
-        gain: multiplier by dimension.
-        shift: bias by dimension, or None.
-        centred: whether the mean over dimensions is subtracted (LayerNorm) or not (RMSNorm).
-        eps: the constant under the root.
-    """
-
-    gain: Float[Tensor, " d_model"]
-    shift: Float[Tensor, " d_model"] | None
-    centred: bool
-    eps: float
-
-    def centre(self, vectors: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        """Subtract the mean over dimensions where the norm does."""
-        return vectors - vectors.mean(-1, keepdim=True) if self.centred else vectors
-
-    def scale(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch 1"]:
-        """The number by which the norm divides: standard deviation (LayerNorm) or root mean square (RMSNorm)."""
-        return (self.centre(residual).pow(2).mean(-1, keepdim=True) + self.eps).sqrt()
-
-
-def norm_parameters(norm: nn.Module) -> NormParameters:
-    """Read a LayerNorm or an RMSNorm, in float64.
-
-    Raises:
-        UnknownFamily: the module is neither.
-    """
-    if isinstance(norm, nn.LayerNorm):
-        bias = norm.bias.detach().double() if norm.bias is not None else None
-        return NormParameters(norm.weight.detach().double(), bias, True, norm.eps)
-    if type(norm).__name__ == "LlamaRMSNorm":
-        gain = norm.weight
-        assert isinstance(gain, torch.Tensor)
-        return NormParameters(gain.detach().double(), None, False, float(norm.variance_epsilon))  # type: ignore[arg-type]
-    raise UnknownFamily(f"the norm {type(norm).__name__} is neither a LayerNorm nor a known RMSNorm")
+        """Weight and bias that turn the normed residual into the last quantity linear in it (scale included)."""
+        weight, bias = _linear(self.linear_readout[0])
+        for module in self.linear_readout[1:]:
+            after, own = _linear(module)
+            weight = weight @ after
+            bias = own if bias is None else bias @ after + (0 if own is None else own)
+        if self.vocab is not None:
+            weight, bias = weight[:, : self.vocab], None if bias is None else bias[: self.vocab]
+        return (weight * self.readout_scale if self.readout_scale != 1.0 else weight), bias

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from interp.decomposition import residual_sites
 from interp.families import Parts
-from interp.hooks import Site, capture
-from interp.loading import Source, describe_source, load_both
+from interp.hooks import Site
+from interp.loading import DeviceMap, Source, describe_source, load_both
 from interp.models.fidelity import check_fidelity
-from interp.models.running import as_found
+from interp.models.running import run
 from interp.prompts import Batch
 
 
@@ -27,12 +28,15 @@ class Trace:
         batch: the tokens.
         logits: float32 or better.
         activations: what was captured, by site (shapes: see `interp.hooks.capture`).
+        outside: probability, at each prompt's last token, of the tokens that `logits` leaves out (see
+            `Policy.limited`), or None where it leaves out none.
     """
 
     policy: Policy
     batch: Batch
     logits: Float[Tensor, "batch seq vocab"]
     activations: Mapping[Site, Tensor]
+    outside: Float[Tensor, " batch"] | None = None
 
     def __getitem__(self, site: Site) -> Tensor:
         return self.activations[site]
@@ -74,18 +78,24 @@ class Policy:
         revision: str | None = None,
         trust_remote_code: bool = False,
         allow_pickle: bool = False,
+        device_map: DeviceMap = None,
+        base: Source | Policy | None = None,
         check: bool = True,
     ) -> Policy:
         """Load a policy and check that its hooks add up.
 
         Args:
-            source: hub id, folder, a loaded module, or a Policy, which is returned as it is.
-            tokenizer: its tokenizer, or where to load it from; None: the one at `source`.
+            source: hub id (with its revision as "id@revision"), folder of a model or of a LoRA adapter, a loaded
+                module, or a Policy, which is returned as it is.
+            tokenizer: its tokenizer, or where to load it from; None: the one at `source`, or at an adapter's base.
             dtype: dtype of the weights when loading; None keeps that of the files.
             device: device when loading; None is the CPU. A loaded module stays where it is.
             revision: revision of a hub id.
             trust_remote_code: off unless asked for.
             allow_pickle: accept pickled weights.
+            device_map: where parts go, instead of `device`; "auto" spreads them over the GPUs there are.
+            base: what an adapter is put on; a Policy or a loaded module shares its weights and is not changed. None:
+                what the adapter's config names.
             check: run `check_fidelity`.
 
         Raises:
@@ -95,13 +105,19 @@ class Policy:
         """
         if isinstance(source, Policy):
             return source
+        otherwise = None
+        if isinstance(base, Policy):
+            otherwise, base = base.tokenizer, base.model
         model, tokenizer = load_both(
             source,
             tokenizer,
             revision=revision,
             trust_remote_code=trust_remote_code,
+            base=base,
+            otherwise=otherwise,
             dtype=dtype,
             device=device,
+            device_map=device_map,
             allow_pickle=allow_pickle,
         )
         parts = Parts(model)
@@ -118,12 +134,22 @@ class Policy:
     @property
     def vocab_size(self) -> int:
         """Number of logits."""
-        return self.parts.unembedding()[0].shape[1]
+        return self.parts.n_outputs
+
+    @property
+    def decoder_start(self) -> int | None:
+        """Of an encoder-decoder, the token with which the decoder starts; None for other models."""
+        if self.parts.family.encoder is None:
+            return None
+        config: Any = self.model.config
+        start = config.decoder_start_token_id
+        return int(config.pad_token_id if start is None else start)
 
     @property
     def context_length(self) -> int | None:
         """Most tokens that the model reads, or None where it has no limit."""
-        return getattr(self.model.config, "max_position_embeddings", None)
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        return None if limit is None else limit - self.parts.family.position_offset(self.model.config)
 
     def trace(self, batch: Batch, sites: Iterable[Site] = ()) -> Trace:
         """Run the model on `batch` and capture `sites`.
@@ -135,22 +161,23 @@ class Policy:
             batch: tokens.
             sites: what to capture.
         """
-        batch, wanted = batch.to(self.device), list(sites)
-        eager = any(site.name == "pattern" for site in wanted)
-        with as_found(self.model, eager=eager), capture(self.parts, wanted) as store:
-            output = self.model(
-                input_ids=batch.input_ids,
-                attention_mask=batch.attention_mask.long(),
-                position_ids=batch.position_ids,
-                use_cache=False,
-            )
-        logits = output.logits
-        return Trace(self, batch, logits if logits.dtype == torch.float64 else logits.float(), store)
+        batch = batch.to(self.device)
+        logits, store = run(self.parts, batch, sites)
+        # A model that is spread over devices leaves activations on all of them; measures find them on one.
+        logits, store = logits.to(self.device), {site: value.to(self.device) for site, value in store.items()}
+        outside, shared = None, self.vocab_size
+        if logits.shape[-1] > shared:
+            outside = batch.at_last_prompt(logits).double().softmax(-1)[:, shared:].sum(-1)
+            logits = logits[..., :shared]
+        return Trace(self, batch, logits if logits.dtype == torch.float64 else logits.float(), store, outside)
+
+    def limited(self, vocab: int) -> Policy:
+        """The same policy, of whose logits only the first `vocab` are read; it still samples from all."""
+        return replace(self, parts=self.parts.limited(vocab))
 
     def residual_sites(self) -> list[Site]:
         """The sites whose activations sum to the final residual: embeddings, then attention and MLP of each layer."""
-        sites = [Site("embed")] + ([Site("pos_embed")] if self.parts.pos_embed is not None else [])
-        return sites + [Site(name, layer) for layer in range(self.parts.n_layers) for name in ("attn_out", "mlp_out")]
+        return residual_sites(self.parts)
 
 
 def _describe(source: Source, model: nn.Module, parts: Parts, revision: str | None) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from torch import nn
 
 from interp.errors import InterpError, LoadError
 from interp.families import Parts
-from interp.loading import Source, describe_source, load_both
-from interp.models.running import as_found
+from interp.loading import DeviceMap, Source, describe_source, load_both
+from interp.models.running import as_found, run
 from interp.prompts import make_batch
 
 
@@ -49,6 +49,7 @@ class RewardModel:
         revision: str | None = None,
         trust_remote_code: bool = False,
         allow_pickle: bool = False,
+        device_map: DeviceMap = None,
     ) -> RewardModel:
         """Load a reward model.
 
@@ -62,6 +63,7 @@ class RewardModel:
             revision: revision of a hub id.
             trust_remote_code: off unless asked for.
             allow_pickle: accept pickled weights.
+            device_map: where parts go, instead of `device`; "auto" spreads them over the GPUs there are.
 
         Raises:
             LoadError: it cannot be loaded, has no such label, or has several and none is named.
@@ -78,6 +80,7 @@ class RewardModel:
             head="classifier",
             dtype=dtype,
             device=device,
+            device_map=device_map,
             allow_pickle=allow_pickle,
         )
         config: Any = model.config
@@ -128,21 +131,23 @@ class RewardModel:
 
     def _score_batch(self, texts: Sequence[str]) -> np.ndarray:
         config: Any = self.model.config
-        limit = getattr(config, "max_position_embeddings", None)
-        ids = [list(self.tokenizer(text)["input_ids"])[:limit] or [self.tokenizer.eos_token_id or 0] for text in texts]
+        parts = Parts(self.model)
+        ids = [list(self._encode(text, parts)) or [self.tokenizer.eos_token_id or 0] for text in texts]
         batch = make_batch(ids).to(next(self.model.parameters()).device)
-        # The score head of a causal model reads the last token that is not padding, which it finds by pad id; padding
-        # goes to the right and the head is read at the column we know, so that the reward never depends on a pad id.
-        backbone = self.model.get_submodule(self.model.base_model_prefix)  # type: ignore[arg-type]
-        hidden = backbone(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask.long(),
-            position_ids=batch.position_ids,
-            use_cache=False,
-        ).last_hidden_state
-        logits = Parts(self.model).readout(batch.at_last_prompt(hidden)).double()
+        logits = run(parts, batch)[0].double()
         column = config.label2id[self.label]
         if self.output == "logit":
             return logits[:, column].cpu().numpy()
         several = logits.shape[1] > 1 and getattr(config, "problem_type", None) != "multi_label_classification"
         return (logits.softmax(-1) if several else logits.sigmoid())[:, column].cpu().numpy()
+
+    def _encode(self, text: str, parts: Parts) -> list[int]:
+        """Token ids of a text, cut to the context: at its end, so that the tokenizer's own last token stays."""
+        ids = list(self.tokenizer(text)["input_ids"])
+        limit = getattr(parts.model.config, "max_position_embeddings", None)
+        if limit is None:
+            return ids
+        limit -= parts.family.position_offset(parts.model.config)
+        if len(ids) <= limit:
+            return ids
+        return list(self.tokenizer(text, truncation=True, max_length=limit)["input_ids"])

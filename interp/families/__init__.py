@@ -1,0 +1,19 @@
+"""Architecture families: rows of paths, and a row bound to one model."""
+
+from interp.families.layout import Attention, Family, Head, Stack
+from interp.families.norms import NormParameters, norm_parameters
+from interp.families.parts import Parts
+from interp.families.rows import FAMILIES, family_of, register_family
+
+__all__ = [
+    "FAMILIES",
+    "Attention",
+    "Family",
+    "Head",
+    "NormParameters",
+    "Parts",
+    "Stack",
+    "family_of",
+    "norm_parameters",
+    "register_family",
+]

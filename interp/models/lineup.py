@@ -1,0 +1,216 @@
+"""The models of one comparison: loaded, of one shape, and agreed on the tokens that they share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from interp.adapters import without_adapter
+from interp.errors import LoadError, MeasureError, TokenizerMismatch
+from interp.loading import adapter_base, adapter_folder, load_tokenizer
+from interp.models.mapped import out_of_memory
+from interp.models.policy import Policy
+from interp.prompts import check_same_vocabulary
+from interp.sources import describe_source, local_folder, split_revision
+
+
+@dataclass(frozen=True)
+class Lineup:
+    """The models of one comparison.
+
+    Attributes:
+        base: base model.
+        tuned: its tuned version.
+        controls: null runs.
+        replicates: runs of the same recipe with other seeds.
+        mismatch: why base and tuned share no vocabulary, so that each reads with its own tokenizer, or None.
+    """
+
+    base: Policy
+    tuned: Policy
+    controls: tuple[Policy, ...] = ()
+    replicates: tuple[Policy, ...] = ()
+    mismatch: str | None = None
+
+    @property
+    def others(self) -> tuple[Policy, ...]:
+        """Every model that is compared with base, tuned first."""
+        return (self.tuned, *self.controls, *self.replicates)
+
+
+def load_lineup(
+    base: Any,
+    tuned: Any,
+    *,
+    controls: Sequence[Any] = (),
+    replicates: Sequence[Any] = (),
+    tokenizer: Any = None,
+    one_shape: bool = True,
+    one_in_memory: bool = False,
+    options: Mapping[str, Any],
+) -> Lineup:
+    """Load the models of a comparison.
+
+    LoRA adapters of base share its weights. A loaded module that comes without a tokenizer reads with base's. Where
+    vocabularies differ by added tokens, or by the width of the logits, every model is read on the tokens that all
+    share.
+
+    Args:
+        base: what `Policy.load` takes.
+        tuned: the same; also null runs and replicates.
+        controls: null runs.
+        replicates: runs with other seeds.
+        tokenizer: a tokenizer for all, or "base" or "tuned"; None: each model's own.
+        one_shape: refuse models of different shapes.
+        one_in_memory: each leaves memory when it is loaded and checked (see `interp.models.mapped`).
+        options: further arguments of `Policy.load`.
+
+    Raises:
+        LoadError: a model cannot be loaded, or an adapter was made for another base.
+        TokenizerMismatch: the models do not share their tokens; base and tuned alone may differ (see `Lineup`).
+        MeasureError: the models differ in shape.
+    """
+    sources = [_alone(base, tuned), tuned, *controls, *replicates]
+    names = ["base", "tuned", *_numbered("control", controls), *_numbered("replicate", replicates)]
+    shared = _tokenizer_for_all(tokenizer, base, tuned, bool(options.get("trust_remote_code")))
+    first = Policy.load(sources[0], tokenizer=shared, **options)
+    if one_in_memory:
+        first = out_of_memory(first, "base", own=isinstance(sources[0], (str, os.PathLike)))
+    first = first if shared is None or isinstance(shared, (str, os.PathLike)) else replace(first, tokenizer=shared)
+    shared = first.tokenizer if isinstance(shared, (str, os.PathLike)) else shared
+    policies, mismatch = [first], None
+    for name, source in zip(names[1:], sources[1:], strict=True):
+        borrowed = first.tokenizer if shared is None and isinstance(source, nn.Module) else shared
+        policy = Policy.load(source, tokenizer=borrowed, **_base_for(source, sources[0], first), **options)
+        if one_in_memory:
+            policy = out_of_memory(policy, name, own=isinstance(source, (str, os.PathLike)))
+        policies.append(policy if shared is None else replace(policy, tokenizer=shared))
+        if one_shape:
+            _check_same_shape(first, policy, name)
+        if mismatch is None:
+            mismatch = _mismatch(policies, name)
+            if mismatch is not None and name != "tuned":
+                raise TokenizerMismatch(mismatch)
+    if mismatch is None:
+        policies = _on_shared_tokens(policies, names)
+    count = 2 + len(controls)
+    return Lineup(policies[0], policies[1], tuple(policies[2:count]), tuple(policies[count:]), mismatch)
+
+
+def _numbered(name: str, sources: Sequence[Any]) -> Iterator[str]:
+    return (f"{name} {index}" for index in range(len(sources)))
+
+
+def _alone(base: Any, tuned: Any) -> Any:
+    """Base without the layers that peft has put into it for tuned, where tuned is wrapped around it."""
+    if isinstance(base, nn.Module) and isinstance(tuned, nn.Module) and base is not tuned:
+        if any(module is base for module in tuned.modules()):
+            return without_adapter(base)
+    return base
+
+
+def _tokenizer_for_all(tokenizer: Any, base: Any, tuned: Any, trust_remote_code: bool) -> Any:
+    owner = {"base": base, "tuned": tuned}.get(tokenizer) if isinstance(tokenizer, str) else None
+    if owner is None:
+        return tokenizer
+    if isinstance(owner, nn.Module):
+        raise LoadError(f"{tokenizer} is a loaded module and comes without a tokenizer; pass the tokenizer itself")
+    return owner.tokenizer if isinstance(owner, Policy) else load_tokenizer(owner, trust_remote_code=trust_remote_code)
+
+
+def _base_for(source: Any, base_source: Any, base: Policy) -> dict[str, Any]:
+    """For an adapter: that it goes on base, whose weights it shares.
+
+    Raises:
+        LoadError: it names another base.
+    """
+    folder = adapter_folder(source) if isinstance(source, (str, os.PathLike)) else None
+    if folder is None:
+        return {}
+    under = base_source
+    if isinstance(base_source, (str, os.PathLike)):
+        own = adapter_folder(base_source)
+        under = base_source if own is None else adapter_base(own)
+    try:
+        named = adapter_base(folder)
+    except LoadError:  # it names none
+        return {"base": base}
+    if isinstance(under, (str, os.PathLike)) and _differ(os.fspath(under), named):
+        raise LoadError(
+            f"the adapter {folder} was made for {named}, and base is {os.fspath(under)}; pass that as base, or, where"
+            f" they are the same, interp.Policy.load({str(source)!r}, base=...) as tuned"
+        )
+    return {"base": base}
+
+
+def _differ(base: str, named: str) -> bool:
+    """Whether two sources are known to be different models; a folder and a hub id may be the same."""
+    try:
+        folders = [local_folder(base), local_folder(named)]
+    except LoadError:  # the adapter was trained elsewhere: a path that is not here tells nothing
+        return False
+    if all(folders):
+        first, second = (
+            {name: value for name, value in describe_source(folder)["sha256"].items() if name != "config.json"}
+            for folder in folders
+        )
+        return bool(first != second)
+    if any(folders):
+        return False
+    return split_revision(base)[0].lower() != split_revision(named)[0].lower()
+
+
+def _check_same_shape(base: Policy, other: Policy, name: str) -> None:
+    keys = ("family", "layers", "heads", "d_model")
+    shapes = [{key: policy.description[key] for key in keys} for policy in (base, other)]
+    if shapes[0] != shapes[1]:
+        raise MeasureError(f"base is {shapes[0]}, {name} {shapes[1]}; compare a model with its own tuned version")
+
+
+def _mismatch(policies: Sequence[Policy], name: str) -> str | None:
+    """Why base and the last of `policies` share no vocabulary, or None."""
+    first, last = policies[0].tokenizer, policies[-1].tokenizer
+    if first is last or shared_tokens(first, last) is not None:
+        return None
+    try:
+        check_same_vocabulary(first, last, name)
+    except TokenizerMismatch as error:
+        return str(error).split(";")[0]
+    raise AssertionError("equal vocabularies share their tokens")
+
+
+def shared_tokens(first: Any, second: Any) -> int | None:
+    """How many ids, from 0 on, mean the same token to two tokenizers, where one is the other with tokens added.
+
+    Returns:
+        The number, or None where the tokenizers differ otherwise.
+    """
+    small, large = sorted((first.get_vocab(), second.get_vocab()), key=len)
+    if not small.items() <= large.items():
+        return None
+    end = 1 + max(small.values())
+    added = [large[token] for token in large.keys() - small.keys()]
+    return end if not added or min(added) >= end else None
+
+
+def _on_shared_tokens(policies: Sequence[Policy], names: Sequence[str]) -> list[Policy]:
+    """The policies, read on the tokens that all of them share."""
+    base = policies[0].tokenizer
+    widths = [policy.vocab_size for policy in policies]
+    ends = [shared_tokens(base, policy.tokenizer) or min(widths) for policy in policies if policy.tokenizer is not base]
+    known = min(ends, default=1 + max(base.get_vocab().values()))
+    extended = any(policy.tokenizer.get_vocab() != base.get_vocab() for policy in policies[1:])
+    if len(set(widths)) == 1 and not extended:
+        return list(policies)
+    narrow = min(widths)
+    if narrow < known and len(set(widths)) > 1:
+        raise TokenizerMismatch(
+            f"{names[widths.index(narrow)]} predicts {narrow} tokens, the tokenizer has {known}; pass the one that"
+            " the models were trained with (tokenizer=)"
+        )
+    shared = min(narrow, known) if extended else narrow
+    return [policy.limited(shared) for policy in policies]
