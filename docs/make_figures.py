@@ -6,5 +6,5 @@ import interp
 
 HERE = Path(__file__).parent
 cmp = interp.Comparison.load(HERE.parent / "demo")
-for name in ("lens", "attribution"):
+for name in ("lens", "attribution", "movers"):
     getattr(cmp.plot, name)().savefig(HERE / f"{name}.png", dpi=110, metadata={"Software": None})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,22 @@ import xarray as xr
 
 from interp.models import source_name
 from interp.stats import MIN_PROMPTS, SPLIT_PROMPTS
+
+RANGES = {
+    "95 % interval": ("lower", "upper"),
+    "null runs": ("control_low", "control_high"),
+    "replicates": ("replicate_low", "replicate_high"),
+}
+"""Columns that show a range, and the columns of the summary that hold its ends."""
+
+SINGLE = {"p": "rank_p", "completeness": "completeness"}
+"""Columns of single numbers beside the estimate, and the columns of the summary that hold them."""
+
+RIGHT = ("estimate", *RANGES, *SINGLE, "n")
+"""Columns of numbers, which stand to the right."""
+
+
+_FINDING = 76  # characters of a finding in one line
 
 
 def headline(data: xr.Dataset) -> str:
@@ -23,18 +40,19 @@ def headline(data: xr.Dataset) -> str:
 
 def text_rows(frame: pd.DataFrame) -> list[tuple[str, ...]]:
     """The summary as rows of text, the header first; columns without any value are left out."""
-    optional = {"95 % interval": "lower", "null runs": "control_low"}
-    shown = [name for name, column in optional.items() if frame[column].notna().any()]
-    lines = [("reading", "finding", "estimate", *shown, "units", "n")]
-    for row in frame.itertuples():
-        ranges = {
-            "95 % interval": _range(row.lower, row.upper),
-            "null runs": _range(row.control_low, row.control_high),
-        }
-        lines.append(
-            (row.reading, row.finding, f"{row.estimate:.4g}", *(ranges[n] for n in shown), row.units, str(row.n or ""))
-        )
+    ranges = {name: ends for name, ends in RANGES.items() if _any(frame, ends[0])}
+    single = {name: column for name, column in SINGLE.items() if _any(frame, column)}
+    lines: list[tuple[str, ...]] = [("reading", "finding", "estimate", *ranges, *single, "units", "n")]
+    for row in frame.to_dict("records"):
+        cells = [_range(row[low], row[high]) for low, high in ranges.values()]
+        cells += ["" if np.isnan(row[column]) else f"{row[column]:.2g}" for column in single.values()]
+        estimate, count = f"{row['estimate']:.4g}", str(row["n"] or "")
+        lines.append((row["reading"], row["finding"], estimate, *cells, row["units"], count))
     return lines
+
+
+def _any(frame: pd.DataFrame, column: str) -> bool:
+    return column in frame and bool(frame[column].notna().any())
 
 
 def _range(low: float, high: float) -> str:
@@ -44,20 +62,26 @@ def _range(low: float, high: float) -> str:
 
 
 def columns_text(lines: Sequence[tuple[str, ...]]) -> str:
-    """Rows of text as aligned columns."""
+    """Rows of text as aligned columns; a long finding goes on in the lines under it."""
+    lines = [part for line in lines for part in _folded(line)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    right = {"estimate", "95 % interval", "null runs", "n"}
     rows = []
     for line in lines:
-        cells = [c.rjust(w) if h in right else c.ljust(w) for c, w, h in zip(line, widths, lines[0], strict=True)]
+        cells = [c.rjust(w) if h in RIGHT else c.ljust(w) for c, w, h in zip(line, widths, lines[0], strict=True)]
         rows.append("  ".join(cells).rstrip())
     return "\n".join(rows)
+
+
+def _folded(line: tuple[str, ...]) -> list[tuple[str, ...]]:
+    first, *rest = textwrap.wrap(line[1], _FINDING, subsequent_indent="  ", break_long_words=False) or [""]
+    empty = ("",) * (len(line) - 2)
+    return [(line[0], first, *line[2:]), *(("", part, *empty) for part in rest)]
 
 
 def interval_notes(data: xr.Dataset) -> list[str]:
     """What the number of prompts does not allow."""
     groups = len(np.unique(data["group"].values))
-    found = []
+    found = [remark for remark in str(data.attrs.get("remarks", "")).split("\n") if remark]
     if groups < MIN_PROMPTS:
         found.append(f"No intervals: {groups} different prompts, and under {MIN_PROMPTS} a bootstrap says nothing.")
     if groups < SPLIT_PROMPTS:

@@ -1,22 +1,62 @@
 """Figures of a comparison: functions that take a result and return a matplotlib Figure.
 
 They compute nothing beyond averages over prompts, show nothing and leave pyplot alone. Two colours stand for the two
-models everywhere: blue (circles, dashed) for base, vermilion (squares, solid) for tuned.
+models everywhere: blue (circles, dashed) for base, vermilion (squares, solid) for tuned. What null runs and replicates
+give is drawn behind as a faint range. `width` is in cm: 17 is a page, 8.5 a column.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Concatenate, ParamSpec
 
 from matplotlib.figure import Figure
 
-from interp.plot.bars import attribution, top_tokens
-from interp.plot.lines import kl, lens
-from interp.plot.maps import attention_change, heads, weights
+from interp.plot.attention import attention_classes, ov_circuits
+from interp.plot.bars import attribution, neurons
+from interp.plot.lines import lens, residual
+from interp.plot.maps import attention_change, attention_entropy, heads, weights
+from interp.plot.positions import entropy, kl
+from interp.plot.sites import lens_positions
+from interp.plot.spectrum import singular_directions
 from interp.plot.style import Result
+from interp.plot.tokens import answers, mass_outside, movers, top_tokens
 
-__all__ = ["Plots", "attention_change", "attribution", "heads", "kl", "lens", "top_tokens", "weights"]
+__all__ = [
+    "Plots",
+    "answers",
+    "attention_change",
+    "attention_classes",
+    "attention_entropy",
+    "attribution",
+    "entropy",
+    "heads",
+    "kl",
+    "lens",
+    "lens_positions",
+    "mass_outside",
+    "movers",
+    "neurons",
+    "ov_circuits",
+    "residual",
+    "singular_directions",
+    "top_tokens",
+    "weights",
+]
+
+Options = ParamSpec("Options")
+
+
+def _method(draw: Callable[Concatenate[Result, Options], Figure]) -> Callable[Concatenate[Plots, Options], Figure]:
+    """`draw` as a method of Plots, with its options and its docstring."""
+
+    @functools.wraps(draw)
+    def method(self: Plots, *args: Options.args, **options: Options.kwargs) -> Figure:
+        return draw(self.result, *args, **options)
+
+    return method
 
 
 @dataclass(frozen=True)
@@ -25,30 +65,21 @@ class Plots:
 
     result: Result
 
-    def lens(self) -> Figure:
-        """Logit lens over depth; see `interp.plot.lens`."""
-        return lens(self.result)
-
-    def attribution(self) -> Figure:
-        """Direct logit attribution by component; see `interp.plot.attribution`."""
-        return attribution(self.result)
-
-    def heads(self) -> Figure:
-        """Head attribution, tuned minus base; see `interp.plot.heads`."""
-        return heads(self.result)
-
-    def attention_change(self) -> Figure:
-        """Divergence of every head's attention pattern; see `interp.plot.attention_change`."""
-        return attention_change(self.result)
-
-    def weights(self) -> Figure:
-        """Relative weight change of heads and MLPs; see `interp.plot.weights`."""
-        return weights(self.result)
-
-    def kl(self) -> Figure:
-        """Divergence by prompt position and by response token; see `interp.plot.kl`."""
-        return kl(self.result)
-
-    def top_tokens(self, *, prompts: Sequence[int] = (0, 1, 2), ranks: int = 5) -> Figure:
-        """The likeliest next tokens of both models; see `interp.plot.top_tokens`."""
-        return top_tokens(self.result, prompts=prompts, ranks=ranks)
+    top_tokens = _method(top_tokens)
+    movers = _method(movers)
+    answers = _method(answers)
+    mass_outside = _method(mass_outside)
+    kl = _method(kl)
+    entropy = _method(entropy)
+    lens = _method(lens)
+    lens_positions = _method(lens_positions)
+    residual = _method(residual)
+    attribution = _method(attribution)
+    heads = _method(heads)
+    neurons = _method(neurons)
+    attention_change = _method(attention_change)
+    attention_entropy = _method(attention_entropy)
+    attention_classes = _method(attention_classes)
+    ov_circuits = _method(ov_circuits)
+    weights = _method(weights)
+    singular_directions = _method(singular_directions)

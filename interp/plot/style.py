@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import matplotlib.style
@@ -11,15 +11,20 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.patheffects import AbstractPathEffect, withStroke
 
 from interp.errors import MeasureError
 from interp.plot.text import FONT
 
-WIDTH = 7.2  # inches: a page's text width, so that 8 pt stay 8 pt in print
+PAGE, COLUMN = 17.0, 8.5  # cm: widths of a page and of a column, so that 8 pt stay 8 pt in print
+NARROW = 12.0  # cm: below it panels stand one above the other
+LETTER = 0.152  # cm of a letter at 8 pt, on average
+_CM = 1 / 2.54  # inches
 BASE, TUNED = "#0072B2", "#D55E00"  # Okabe and Ito, told apart with any colour vision
 WRITE, READOUT = "#009E73", "#CC79A7"
+SKY = "#56B4E9"  # a single quantity of both
 GREY, INK, BAND = "#7d7d7d", "#222222", "#f3f3f3"
 HALO: list[AbstractPathEffect] = [
     withStroke(linewidth=2.6, foreground="white")
@@ -30,6 +35,8 @@ LINES: dict[str, dict[str, Any]] = {
     "base": {"color": BASE, "linestyle": "--", "marker": "o", "markerfacecolor": "white"},
     "tuned": {"color": TUNED, "linestyle": "-", "marker": "s"},
     "given": {"color": INK, "linestyle": "-.", "marker": "^"},
+    "tuned through base's head": {"color": WRITE, "linestyle": "-.", "marker": "^"},
+    "last prompt token": {"color": INK, "linestyle": "--", "marker": "o", "markerfacecolor": "white"},
 }
 
 _RC: dict[str, Any] = {
@@ -55,6 +62,9 @@ _RC: dict[str, Any] = {
     "axes.labelcolor": INK,
     "legend.fontsize": 8,
     "legend.frameon": False,
+    "legend.columnspacing": 1.4,
+    "legend.handlelength": 1.8,
+    "legend.handletextpad": 0.5,
     "lines.linewidth": 1.6,
     "lines.markersize": 4.5,
     "hatch.linewidth": 0.6,
@@ -75,7 +85,7 @@ class Result(Protocol):
 
     @property
     def controls(self) -> tuple[xr.Dataset, ...]:
-        """The same measures of base and every control."""
+        """The same measures of base and every null run."""
 
     def summary(self) -> pd.DataFrame:
         """One row a finding."""
@@ -105,6 +115,17 @@ def need(data: xr.Dataset, names: tuple[str, ...], measure: str) -> tuple[str, .
             f"this comparison has no {' or '.join(names)}; ask for it: compare(..., measures=[{measure!r}, ...])"
         )
     return found
+
+
+def other_runs(cmp: Result, name: str) -> dict[str, list[xr.Dataset]]:
+    """The runs that measured `name`: "null runs", and "replicates" where the result has any."""
+    kinds = {"null runs": cmp.controls, "replicates": getattr(cmp, "replicates", ())}
+    return {kind: found for kind, runs in kinds.items() if (found := [run for run in runs if has(run, name)])}
+
+
+def others(cmp: Result, name: str) -> dict[str, list[xr.DataArray]]:
+    """What other runs give for the variable `name`, by kind of run."""
+    return {kind: [run[name] for run in runs] for kind, runs in other_runs(cmp, name).items()}
 
 
 def units(array: xr.DataArray, default: str) -> str:
@@ -151,6 +172,29 @@ def span(low: float, high: float) -> str:
     """A range in words; one number where both ends read the same."""
     ends = [number(low), number(high)]
     return ends[0] if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
+
+
+def sheet(width: float, height: float) -> Figure:
+    """An empty figure, `width` in cm and `height` in inches."""
+    return Figure(figsize=(width * _CM, height), layout="constrained")
+
+
+def panels(
+    count: int, width: float, height: float, *, ratios: list[float] | None = None, sharey: bool = False
+) -> tuple[Figure, list[Axes]]:
+    """`count` axes abreast, or one above the other where the figure is narrow; one alone takes two thirds of a page."""
+    if width < NARROW:
+        figure = sheet(width, height * count)
+        return figure, list(figure.subplots(count, 1, squeeze=False)[:, 0])
+    figure = sheet(width if count > 1 else width * 0.66, height)
+    return figure, list(figure.subplots(1, count, squeeze=False, sharey=sharey, width_ratios=ratios)[0])
+
+
+def foot_legend(figure: Figure, handles: Sequence[Any]) -> None:
+    """One legend for all panels under them, where no curve can run through it, in as many columns as fit."""
+    longest = max((len(str(handle.get_label())) for handle in handles), default=1)
+    columns = max(1, min(4, int((figure.get_figwidth() / _CM - 0.4) / (longest * LETTER + 1.3))))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns)
 
 
 def zero_line(ax: Axes, *, vertical: bool = False) -> None:

@@ -1,19 +1,16 @@
-"""The report's matplotlib figures: which, with what words, and as SVG that can stand inside a page."""
+"""The report's matplotlib figures: which, and with what words."""
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import matplotlib
-from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from interp import plot
 from interp.errors import MeasureError
-from interp.plot.style import Result
+from interp.plot.style import COLUMN, PAGE, Result
+from interp.report.svg import Drawing, to_svg
 
 
 @dataclass(frozen=True)
@@ -23,88 +20,167 @@ class Spec:
     Attributes:
         name: of the figure and its section.
         title: the section's heading.
+        short: the same in a word or two, for the list of sections.
         measure: what to ask `compare` for.
         draw: the function of `interp.plot`.
         alt: what a reader who does not see it should know.
         caption: how to read it.
+        readings: the summary's rows that it shows, by `reading` and a pattern in `finding`; the first found is quoted.
     """
 
     name: str
     title: str
+    short: str
     measure: str
-    draw: Callable[[Result], Figure]
+    draw: Callable[..., Figure]
     alt: str
     caption: str
+    readings: tuple[tuple[str, str], ...] = ()
 
 
-SPECS = (
+_NEXT_TOKEN = (
     Spec(
-        "lens", "At what depth the models part", "lens", plot.lens,
-        "Line charts over layers: logit difference of base and of tuned, and KL divergence between their read-outs.",
-        "Logit lens: the residual stream before every layer, read out with each model's own final norm and "
-        "unembedding. Where the two curves part is where the change becomes visible to the read-out. Lines are means "
-        "over prompts.",
+        "movers", "Tokens that moved most", "Movers", "next_token", plot.movers,
+        "Bars of the change of probability of the tokens that rose and fell most, tuned minus base.",
+        "Change of the probability as next token, summed over the prompts that list the token among the ten that rose "
+        "or fell most and divided by the number of all prompts; what it changed by elsewhere counts as 0. Beside a "
+        "bar: its value, and how many prompts list the token.",
+        (("next token", "^moved most"), ("next token", "^share")),
     ),
     Spec(
-        "attribution", "Which components write the difference", "attribution", plot.attribution,
+        "answers", "Preference for the answer, prompt by prompt", "Answers", "logit_diff", plot.answers,
+        "Scatter plot of tuned's preference for the answer against base's, one point a prompt, with the diagonal.",
+        "A point is a prompt: base's preference for the answer over its alternative to the right, tuned's upward. "
+        "Above the diagonal tuned prefers the answer more than base does; above the dotted line at 0 it prefers the "
+        "answer to the alternative.",
+        (("logit difference", ""), ("answers", "")),
+    ),
+    Spec(
+        "mass_outside", "Probability of tokens that base does not have", "Added tokens", "next_token",
+        plot.mass_outside,
+        "Points of the probability outside the shared vocabulary, prompt by prompt.",
+        "Tuned's vocabulary is base's with tokens added. All other readings are on the shared tokens, renormalised; "
+        "this is the probability that they leave out.",
+        (("next token", "outside"),),
+    ),
+    Spec(
+        "kl", "Where the predictions differ", "Divergence", "kl", plot.kl,
+        "Line charts of KL and JS divergence by prompt position and by token of the response.",
+        "KL(tuned ‖ base) and Jensen-Shannon divergence of the next-token distributions, exact over the vocabulary: "
+        "after every prompt token, and along the response on the text of the model named. Few prompts reach the last "
+        "positions, so the right end of a curve is the least sure.",
+        (("divergence", "per response token, tuned"), ("divergence", "KL")),
+    ),
+    Spec(
+        "entropy", "How sure the predictions are", "Entropy", "kl", plot.entropy,
+        "Line charts of the entropy of both models' predictions by prompt position and along the response.",
+        "Entropy of the next-token distribution in nats: 0 is certainty. Where tuned's line is lower, it concentrates "
+        "on fewer tokens than base does on the same text.",
+        (("divergence", "entropy"), ("next token", "entropy")),
+    ),
+)  # fmt: skip
+_LAYERS = (
+    Spec(
+        "lens", "At what depth the models part", "Logit lens", "lens", plot.lens,
+        "Line charts over layers: logit difference of base and of tuned, and KL divergence between their read-outs.",
+        "Logit lens: the residual stream before every layer, read out with each model's own final norm and "
+        "unembedding. Where the curves part is where the change becomes visible to the read-out. Tuned's stream read "
+        "through base's head leaves the change of the head out. Lines are means over prompts.",
+        (("logit lens", ""),),
+    ),
+    Spec(
+        "lens_positions", "At what depth and position they part", "Lens by position", "lens_positions",
+        plot.lens_positions,
+        "Heat map over layers and positions of the KL divergence between the two models' logit lenses.",
+        "The logit lens at every token of the first prompt. Bright: the two models' read-outs are far apart there. "
+        "Where there is room a cell holds tuned's likeliest token, in bold where it is not base's.",
+        (("logit lens", "mean over prompt tokens"),),
+    ),
+    Spec(
+        "residual", "How the residual stream turned", "Residual", "residual", plot.residual,
+        "Line charts over layers of the norm of both models' residual stream and of the cosine between the two.",
+        "Left: how long the residual stream is in each model. Right: the cosine between the two models' streams on the "
+        "same tokens; 1 is the same direction. A change of length alone is undone by the next norm, a change of "
+        "direction is not.",
+        (("residual", ""),),
+    ),
+)  # fmt: skip
+_ATTRIBUTION = (
+    Spec(
+        "attribution", "Which components write the difference", "Components", "attribution", plot.attribution,
         "Dot chart of every component's attribution in both models, and bars of tuned minus base split in two parts.",
         "Direct logit attribution: what embedding, attention, MLP and biases add to the answer's logit minus the "
         "alternative's. Right: the change, split exactly into a change of what the component writes and a change of "
         "how the final norm and unembedding read it. These are direct effects only.",
+        (("attribution", ""),),
     ),
     Spec(
-        "heads", "Which heads write the difference", "attribution", plot.heads,
+        "heads", "Which heads write the difference", "Heads", "attribution", plot.heads,
         "Heat map over layers and heads of direct logit attribution, tuned minus base, with its two parts beside it.",
-        "Red: the head pushes more toward the answer in tuned than in base; blue: less. The five largest cells are "
-        "outlined. They are the largest of many, so expect some to shrink on other prompts.",
+        "Red: the head pushes more toward the answer in tuned than in base; blue: less. The change is split into what "
+        "the head writes and how it is read out. The five largest cells are outlined; they are the largest of many, so "
+        "expect some to shrink on other prompts.",
+        (("attribution by head", ""),),
     ),
     Spec(
-        "attention_change", "Which heads look elsewhere", "attention", plot.attention_change,
+        "neurons", "Which MLP neurons write the difference", "Neurons", "neurons", plot.neurons,
+        "Dot chart of the attribution of the MLP neurons that changed most, and bars of tuned minus base.",
+        "Direct logit attribution of single MLP neurons (layer.index), those whose mean attribution changed most. The "
+        "shaded range reaches as far as the largest neuron of the null runs, each of which has neurons of its own.",
+        (("attribution by neuron", ""),),
+    ),
+)  # fmt: skip
+_ATTENTION = (
+    Spec(
+        "attention_change", "Which heads look elsewhere", "Pattern change", "attention", plot.attention_change,
         "Heat maps over layers and heads of the divergence between the two models' attention patterns.",
         "Jensen-Shannon divergence between base's and tuned's attention over key positions: 0 is the same pattern, "
         "log 2 (0.693 nats) is no overlap.",
+        (("attention", "JS"),),
     ),
     Spec(
-        "weights", "Which weights moved", "weights", plot.weights,
+        "attention_entropy", "Which heads look more widely, and which less", "Pattern entropy", "attention",
+        plot.attention_entropy,
+        "Heat maps over layers and heads of the entropy of base's attention pattern and of its change.",
+        "Entropy of the attention pattern, mean over query positions: 0 is one key, log n is n keys evenly. Red: tuned "
+        "spreads its attention more than base; blue: less.",
+        (("attention", "entropy"),),
+    ),
+    Spec(
+        "attention_classes", "What the changed heads look at", "Token classes", "attention", plot.attention_classes,
+        "Stacked bars of each changed head's attention by class of token in both models, and bars of what moved.",
+        "Attention of the last prompt token, by what it goes to: the first token (where heads rest), earlier mentions "
+        "of the answer or its alternative, punctuation, all else. The heads are those whose pattern changed most.",
+        (("attention moved", ""),),
+    ),
+)  # fmt: skip
+_WEIGHTS = (
+    Spec(
+        "weights", "Which weights moved", "Weights", "weights", plot.weights,
         "Heat maps of the relative change of every head's QK and OV circuit, and bars of every MLP's.",
         "Frobenius norm of the change over that of base. It needs no prompt, and says how far weights moved, not "
         "whether that matters.",
+        (("weights", "relative change of its"),),
     ),
     Spec(
-        "kl", "Where the predictions differ", "kl", plot.kl,
-        "Line charts of KL divergence by prompt position and by token of the response.",
-        "KL(tuned ‖ base) of the next-token distributions, exact over the vocabulary. Few prompts reach the last "
-        "positions, so the right end of a curve is the least sure.",
+        "singular_directions", "In how many directions they moved", "Directions", "weights", plot.singular_directions,
+        "Bars of the effective rank of each matrix's change, and heat maps of its singular values and their overlap.",
+        "The matrices with the largest relative change. Effective rank: in about how many directions the change goes, "
+        "exp of the entropy of its singular values. Middle: size of each direction over the norm of base's matrix. "
+        "Right: how much of it lies in base's own eight leading directions; 0 is a new direction.",
+        (("weights", "effective rank"),),
     ),
 )  # fmt: skip
 
+SPECS = (*_NEXT_TOKEN, *_LAYERS, *_ATTRIBUTION, *_ATTENTION, *_WEIGHTS)
 
-def draw(cmp: Result, spec: Spec) -> Markup | None:
-    """The figure as inline SVG; None where its measure was not asked for."""
+
+def draw(cmp: Result, spec: Spec) -> dict[str, Drawing] | None:
+    """The figure for a wide and for a narrow screen; None where its measure was not asked for."""
     try:
-        return to_svg(spec.draw(cmp), spec.name)
+        return {
+            "page": to_svg(spec.draw(cmp, width=PAGE), spec.name),
+            "column": to_svg(spec.draw(cmp, width=COLUMN), f"{spec.name}-c"),
+        }
     except MeasureError:
         return None
-
-
-def to_svg(figure: Figure, name: str) -> Markup:
-    """SVG for use inside a page: the same bytes every time, ids of its own, text as paths, no metadata.
-
-    matplotlib escapes the text that it puts into the file, and its comments, which repeat that text, are removed.
-    """
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "path", "svg.image_inline": True}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    for unwanted in (r"<!--.*?-->\s*", r"<metadata>.*?</metadata>\s*", r"<style.*?</style>\s*"):
-        svg = re.sub(unwanted, "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r'(href="|url\()#', rf"\1#{name}-", svg)
-    # the rule that matplotlib's own style element would apply to the whole page
-    wide = figure.get_figwidth()
-    sizes = (
-        f"min-width:{83 * wide:.0f}px;max-width:{122 * wide:.0f}px"  # text stays legible, and no larger than the page's
-    )
-    looks = f'<svg aria-hidden="true" style="stroke-linejoin:round;stroke-linecap:butt;{sizes}"'
-    return Markup(svg.replace("<svg", looks, 1))

@@ -62,7 +62,7 @@
     const full = pair.map((rows) =>
       rows.map((row) => Array.from({ length: example.keys }, (_, key) => (row[key] || 0) / data.steps)));
     const difference = full[1].map((row, q) => row.map((value, k) => value - full[0][q][k]));
-    return { tokens: example.tokens, all: [full[0], full[1], difference] };
+    return { tokens: example.tokens, asking: example.queries, at: example.at, all: [full[0], full[1], difference] };
   }
 
   function draw() {
@@ -70,12 +70,12 @@
     cursor = null;
     readout.textContent = HINT;
     grids.replaceChildren();
-    const { tokens, all } = values();
+    const { tokens, asking, at, all } = values();
     const largest = (matrix) => matrix.reduce((most, row) => row.reduce((m, v) => Math.max(m, Math.abs(v)), most), 0);
     const top = Math.max(largest(all[0]), largest(all[1])) || 1;
     const apart = largest(all[2]) || 1;
     const bounds = [[0, top], [0, top], [-apart, apart]];
-    state = { tokens, all, queries: all[0].length, keys: all[0].length ? all[0][0].length : 0, panels: [] };
+    state = { tokens, asking, at, all, queries: all[0].length, keys: all[0].length ? all[0][0].length : 0, panels: [] };
     // many tokens need room: two grids abreast rather than three
     grids.style.setProperty("--least", tokens.length > 28 ? "440px" : "290px");
     PANELS.forEach((panel, i) => {
@@ -91,7 +91,7 @@
 
   function drawPanel(entry) {
     const { box, panel, bounds, matrix } = entry;
-    const { tokens, queries, keys } = state;
+    const { tokens, asking, queries, keys } = state;
     const width = Math.max(200, Math.min(box.clientWidth, 520));
     const margin = 8 + GLYPH * tokens.reduce((most, token) => Math.max(most, label(token).length), 1);
     const cell = Math.min(46, (width - margin - 2) / keys);
@@ -106,7 +106,7 @@
       element("rect", { x: margin + k * cell, y: TOP + q * cell, width: cell, height: cell, fill }, cells);
     }));
     const every = Math.ceil((FONT + 2) / cell);
-    for (let q = 0; q < queries; q += every) text(svg, margin - 5, TOP + (q + 0.5) * cell, label(tokens[q] || ""), 0);
+    for (let q = 0; q < queries; q += every) text(svg, margin - 5, TOP + (q + 0.5) * cell, label(asking[q] || ""), 0);
     for (let k = 0; k < keys; k += every) text(svg, margin + (k + 0.5) * cell, TOP + queries * cell + 5, label(tokens[k] || ""), -90);
     const look = { fill: "none", stroke: "#111", "stroke-width": 1.5, visibility: "hidden" };
     Object.assign(entry, { svg, margin, cell, width, mark: element("rect", { width: cell, height: cell, ...look }, svg) });
@@ -150,8 +150,9 @@
   function show(query, key, entry) {
     cursor = [query, key];
     const [base, tuned, difference] = state.all.map((matrix) => matrix[query][key]);
-    const from = `query ${query} \u201c${state.tokens[query]}\u201d`;
-    const to = `key ${key} \u201c${state.tokens[key]}\u201d`;
+    const [places, rows] = state.at;
+    const from = `query ${rows[query]} \u201c${state.asking[query]}\u201d`;
+    const to = places[key] < 0 ? `keys between, ${state.tokens[key]}` : `key ${places[key]} \u201c${state.tokens[key]}\u201d`;
     readout.textContent = `${from} \u2192 ${to}: base ${words(base)}, tuned ${words(tuned)}, difference ${words(difference, true)}`;
     for (const { mark, margin, cell } of state.panels) {
       mark.setAttribute("x", margin + key * cell);

@@ -12,12 +12,15 @@ from markupsafe import Markup
 
 from interp.errors import InterpError
 from interp.io import write_text
+from interp.plot.bars import completeness_words
 from interp.plot.style import Result
 from interp.plot.text import clean
 from interp.report import views
 from interp.report.figures import SPECS, draw
+from interp.report.sections import missing, present
+from interp.report.svg import glyph_sheet, style_sheet
 from interp.report.verdict import verdict
-from interp.text import interval_notes
+from interp.text import RANGES, interval_notes
 
 
 def render(cmp: Result) -> str:
@@ -25,35 +28,40 @@ def render(cmp: Result) -> str:
 
     What was not measured is left out and named in one line. The same comparison gives the same bytes.
     """
-    data = cmp.dataset
-    figures = {spec.name: draw(cmp, spec) for spec in SPECS}
-    tokens, samples, patterns = views.top_tokens(data), views.completions(data), views.attention(data)
-    columns, rows = views.headline(cmp.summary())
-    missing = [(s.title, s.measure) for s in SPECS if figures[s.name] is None]
-    for content, title, measure in (
-        (tokens, "Likeliest next tokens", "next_token"),
-        (patterns, "Attention of the heads that changed most", "attention"),
-        (samples, "Sample completions", "completions"),
-    ):
-        if content is None:
-            missing.append((title, measure))
+    data, table = cmp.dataset, cmp.summary()
+    figures = {spec.name: drawn for spec in SPECS if (drawn := draw(cmp, spec)) is not None}
+    drawings = [drawing for drawn in figures.values() for drawing in drawn.values()]
+    parts = {
+        "tokens": views.top_tokens(data),
+        "attention": views.attention(data),
+        "ov": views.ov_circuits(data),
+        "samples": views.completions(data),
+    }
+    names = {*figures, *(name for name, content in parts.items() if content is not None)}
+    groups = present(names)
+    columns, rows = views.headline(table)
     return _template().render(
         sources={m: views.source(data, m) for m in ("base", "tuned")},
         prompts=data.sizes["prompt"],
-        verdict=verdict(cmp),
+        verdict=verdict(cmp, table),
         columns=columns,
         rows=rows,
+        numbers=views.NUMBERS,
+        ranges=tuple(RANGES),
         specs={s.name: s for s in SPECS},
-        figures=figures,
-        tokens=tokens,
-        samples=samples,
-        attention=patterns,
-        attention_json=views.embed(patterns),
-        controls=len(cmp.controls),
-        missing=missing,
+        leads={s.name: views.lead(table, s.readings) for s in SPECS},
+        figures={name: {size: drawing.svg for size, drawing in drawn.items()} for name, drawn in figures.items()},
+        glyphs=glyph_sheet(drawings),
+        parts=parts,
+        attention_json=views.embed(parts["attention"]),
+        groups=groups,
+        sections=[section for sections in groups.values() for section in sections],
+        missing=missing(names, data),
+        completeness=completeness_words(data),
+        runs={"null runs": len(cmp.controls), "replicates": len(getattr(cmp, "replicates", ()))},
         notes=interval_notes(data),
         provenance=views.provenance(data),
-        css=Markup(_resource("page.css")),
+        css=Markup(_resource("page.css")) + style_sheet(drawings),
         js=Markup(_resource("page.js")),
     )
 

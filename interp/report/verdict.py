@@ -13,11 +13,15 @@ from interp.plot.text import visible
 from interp.stats import MIN_PROMPTS
 
 
-def verdict(cmp: Result) -> list[str]:
-    """Sentences on behaviour, divergence and controls, in this order; each only where it was measured."""
-    table = cmp.summary()
+def verdict(cmp: Result, table: pd.DataFrame) -> list[str]:
+    """Sentences on behaviour, divergence and null runs, in this order; each only where it was measured.
+
+    Args:
+        cmp: a comparison.
+        table: its summary.
+    """
     sentences = [
-        *_behaviour(cmp.dataset, table),
+        *_behaviour(cmp.dataset, table, cmp.controls),
         *_reward(cmp.dataset, table),
         *_divergence(cmp.dataset, cmp.controls),
     ]
@@ -25,7 +29,7 @@ def verdict(cmp: Result) -> list[str]:
         sentences.append("Neither a logit difference nor a divergence of the next token was measured.")
     if not cmp.controls:
         sentences.append(
-            "No control was compared: this supports the claim that these two models differ here, "
+            "No null run was compared: this supports the claim that these two models differ here, "
             "not that the reward is the cause."
         )
     return sentences
@@ -40,7 +44,7 @@ def finding(table: pd.DataFrame, reading: str) -> dict[str, Any] | None:
     return None
 
 
-def _behaviour(data: xr.Dataset, table: pd.DataFrame) -> list[str]:
+def _behaviour(data: xr.Dataset, table: pd.DataFrame, controls: tuple[xr.Dataset, ...]) -> list[str]:
     if not has(data, "logit_diff"):
         return []
     delta = change(data["logit_diff"])
@@ -61,17 +65,23 @@ def _behaviour(data: xr.Dataset, table: pd.DataFrame) -> list[str]:
         after = "" if low > 0 or high < 0 else " The interval holds 0, so the direction is open."
     else:
         after = f" No interval is given under {MIN_PROMPTS} different prompts."
-    return [f"{text}: {tuned} in tuned, {base} in base.{after}", *_against_controls(row, estimate)]
+    return [f"{text}: {tuned} in tuned, {base} in base.{after}", *_against_runs(row, estimate, len(controls))]
 
 
-def _against_controls(row: dict[str, Any], estimate: float) -> list[str]:
-    low, high = _float(row, "control_low"), _float(row, "control_high")
-    if not (np.isfinite(low) and np.isfinite(high)):
-        return []
-    if low == high:
-        return [f"The one control differs from base by {number(low, signed=True)} logits; one run shows no spread."]
-    place = "within" if low <= estimate <= high else "outside"
-    return [f"That is {place} the range of the controls ({span(low, high)} logits)."]
+def _against_runs(row: dict[str, Any], estimate: float, nulls: int) -> list[str]:
+    """Where the estimate stands among the null runs, and what the replicates give."""
+    low, high, p = _float(row, "control_low"), _float(row, "control_high"), _float(row, "rank_p")
+    said = []
+    if np.isfinite(low) and nulls == 1:
+        said.append(f"The one null run differs from base by {number(low, signed=True)} logits; one run has no spread.")
+    elif np.isfinite(low):
+        place = "within" if low <= estimate <= high else "outside"
+        rank = f"; p = {number(p)} by its rank among them" if np.isfinite(p) else ""
+        said.append(f"That is {place} the range of the {nulls} null runs ({span(low, high)} logits{rank}).")
+    low, high = _float(row, "replicate_low"), _float(row, "replicate_high")
+    if np.isfinite(low):
+        said.append(f"Replicates of the training give {span(low, high)} logits.")
+    return said
 
 
 def _reward(data: xr.Dataset, table: pd.DataFrame) -> list[str]:
@@ -93,7 +103,7 @@ def _divergence(data: xr.Dataset, controls: tuple[xr.Dataset, ...]) -> list[str]
     parts = []
     if has(data, "kl"):
         null = [_mean(c["kl"]) for c in controls if has(c, "kl")]
-        beside = f" (controls: {span(min(null), max(null))})" if null else ""
+        beside = f" (null runs: {span(min(null), max(null))})" if null else ""
         parts.append(f"{number(_mean(data['kl']))} nats at the average prompt position{beside}")
     if has(data, "response_kl"):
         sources = [str(s) for s in data["response_kl"]["source"].values]

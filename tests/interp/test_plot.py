@@ -16,50 +16,48 @@ from interp import plot
 from interp.errors import MeasureError
 from interp.plot import style
 from interp.plot.text import clean, drawable, visible
+from tests.interp.figures import drawn, line, mean_change, words
 from tests.interp.synthetic import NASTY, Fake, make
 
-NAMES = ["lens", "attribution", "heads", "attention_change", "weights", "kl", "top_tokens"]
 NEEDS = {
+    "top_tokens": (["top_prob"], "next_token"),
+    "movers": (["mover_change"], "next_token"),
+    "answers": (["logit_diff", "logprob_diff"], "logit_diff"),
+    "mass_outside": (["mass_outside"], "next_token"),
+    "kl": (["kl", "response_kl"], "kl"),
+    "entropy": (["position_entropy", "response_entropy"], "kl"),
     "lens": (["lens_logit_diff", "lens_kl"], "lens"),
+    "lens_positions": (["lens_pos_kl"], "lens_positions"),
+    "residual": (["resid_norm", "resid_cosine"], "residual"),
     "attribution": (["attribution"], "attribution"),
     "heads": (["head_attribution"], "attribution"),
+    "neurons": (["neuron_attribution"], "neurons"),
     "attention_change": (["pattern_js", "pattern_js_last"], "attention"),
+    "attention_entropy": (["pattern_entropy"], "attention"),
+    "attention_classes": (["attention_to"], "attention"),
+    "ov_circuits": (["ov_singular_value"], "attention"),
     "weights": (["qk_change", "ov_change", "mlp_change"], "weights"),
-    "kl": (["kl", "response_kl"], "kl"),
-    "top_tokens": (["top_prob"], "next_token"),
+    "singular_directions": (["effective_rank"], "weights"),
 }
+NAMES = list(NEEDS)
+WITHOUT_RUNS = {"top_tokens", "mass_outside", "lens_positions", "ov_circuits"}
 SHAPES = {
     "single prompt": {"prompts": 1, "controls": 0},
     "smallest": {"layers": 1, "heads": 1, "positions": 2, "prompts": 2, "controls": 1},
-    "GPT-2-small": {"prompts": 40, "layers": 12, "heads": 12, "positions": 30, "controls": 3},
+    "replicates": {"replicates": 2},
+    "GPT-2-small": {"prompts": 40, "layers": 12, "heads": 12, "positions": 30, "controls": 3, "replicates": 1},
     "32 by 32": {"layers": 32, "heads": 32, "positions": 64, "controls": 1},
     "no answers": {"answers": False},
 }
+SIZES = [
+    ("replicates", style.COLUMN),
+    *(pytest.param(shape, width, marks=pytest.mark.slow) for shape in SHAPES for width in (style.PAGE, style.COLUMN)),
+]
 
 
 @pytest.fixture(scope="module")
 def cmp() -> Fake:
     return make()
-
-
-def drawn(figure: Figure) -> Figure:
-    """Lay the figure out and render it, which is when warnings on glyphs and layout come."""
-    figure.draw_without_rendering()
-    return figure
-
-
-def words(figure: Figure) -> str:
-    return "\n".join(t.get_text() for t in figure.findobj(Text))
-
-
-def line(ax, label: str) -> np.ndarray:
-    (found,) = [artist for artist in ax.lines if artist.get_label() == label]
-    return np.asarray(found.get_ydata(), dtype=float)
-
-
-def mean_change(data, name: str, *dims: str) -> np.ndarray:
-    delta = data[name].sel(model="tuned") - data[name].sel(model="base")
-    return delta.mean("prompt").transpose(*dims).values
 
 
 def test_lens_draws_both_models_means_and_their_spread(cmp):
@@ -72,7 +70,11 @@ def test_lens_draws_both_models_means_and_their_spread(cmp):
         assert artist.get_color() == colour
     base, tuned = (next(a for a in left.lines if a.get_label() == m) for m in ("base", "tuned"))
     assert base.get_linestyle() != tuned.get_linestyle() and base.get_marker() != tuned.get_marker()
-    np.testing.assert_allclose(line(right, "tuned from base"), cmp.dataset["lens_kl"].mean("prompt").values)
+    np.testing.assert_allclose(line(right, "each through its own head"), cmp.dataset["lens_kl"].mean("prompt").values)
+    for ax, name in ((left, "lens_base_head_logit_diff"), (right, "lens_base_head_kl")):
+        np.testing.assert_allclose(line(ax, "tuned through base's head"), cmp.dataset[name].mean("prompt"))
+    alone = plot.lens(Fake(cmp.dataset.drop_vars(["lens_base_head_logit_diff", "lens_base_head_kl"])))
+    assert "through base's head" not in words(alone)
     band = left.collections[1].get_paths()[0].vertices
     low, high = np.quantile(cmp.dataset["lens_logit_diff"].sel(model="tuned").values[:, -1], (0.25, 0.75))
     last = band[band[:, 0] == 4][:, 1]
@@ -82,24 +84,41 @@ def test_lens_draws_both_models_means_and_their_spread(cmp):
     assert [t.get_text() for t in left.get_xticklabels()] == ["0", "1", "2", "3", "end"]
 
 
-def test_controls_are_grey_lines_and_absent_without_controls(cmp):
-    left = plot.lens(cmp).axes[0]
-    grey = [a for a in left.lines if a.get_color() == style.GREY]
-    expected = [c["lens_logit_diff"].sel(model="tuned").mean("prompt").values for c in cmp.controls]
-    assert len(grey) == 2
-    for artist, values in zip(grey, expected, strict=True):
-        np.testing.assert_allclose(artist.get_ydata(), values)
-    alone = Fake(cmp.dataset)
+def test_several_null_runs_are_a_range_and_one_is_a_line(cmp):
+    def edges(result: Fake, kind: str) -> np.ndarray:
+        return np.array([a.get_ydata() for a in plot.lens(result).axes[0].lines if a.get_label() == kind])
+
+    means = [c["lens_logit_diff"].sel(model="tuned").mean("prompt").values for c in cmp.controls]
+    np.testing.assert_allclose(edges(cmp, "null runs"), [np.min(means, 0), np.max(means, 0)])
+    np.testing.assert_allclose(edges(Fake(cmp.dataset, cmp.controls[:1]), "null runs"), means[:1])
+    assert len(edges(cmp, "replicates")) == 0
+    np.testing.assert_allclose(edges(Fake(cmp.dataset, (), cmp.controls), "replicates")[0], np.min(means, 0))
+
+
+def test_other_runs_are_named_where_there_are_any(cmp):
+    with_replicates = make(replicates=2)
     for name in NAMES:
-        assert "control" not in words(getattr(plot, name)(alone)), name
-    for name in ("lens", "attribution", "heads", "attention_change", "weights", "kl"):
-        assert "control" in words(getattr(plot, name)(cmp)), name
+        text = words(getattr(plot, name)(with_replicates))
+        assert ("null runs" in text and "replicates" in text) == (name not in WITHOUT_RUNS), name
+        assert "control" not in text, name
+        if name in ("lens", "attribution", "heads", "movers"):
+            assert "null run" not in words(getattr(plot, name)(Fake(cmp.dataset)))
+
+
+def test_ranges_of_other_runs_stand_behind_the_bars(cmp):
+    ax = plot.attribution(cmp).axes[1]
+    values = [mean_change(c, "attribution", "component") for c in cmp.controls]
+    (band,) = ax.containers[2:]
+    np.testing.assert_allclose([b.get_x() for b in band], np.min(values, 0))
+    np.testing.assert_allclose([b.get_width() for b in band], np.ptp(values, 0))
+    assert all(b.get_zorder() < ax.containers[0][0].get_zorder() for b in band)
+    assert all(b.get_height() > ax.containers[0][0].get_height() for b in band)
 
 
 def test_attribution_bars_add_up_to_the_difference(cmp):
     left, right = drawn(plot.attribution(cmp)).axes
     data = cmp.dataset
-    write, readout = right.containers
+    write, readout = right.containers[:2]
     np.testing.assert_allclose([b.get_width() for b in write], data["attribution_write"].mean("prompt"))
     np.testing.assert_allclose([b.get_width() for b in readout], data["attribution_readout"].mean("prompt"))
     assert write[0].get_hatch() != readout[0].get_hatch()
@@ -114,6 +133,9 @@ def test_attribution_bars_add_up_to_the_difference(cmp):
         (dots,) = [a for a in left.lines if a.get_label() == model]
         np.testing.assert_allclose(dots.get_xdata(), data["attribution"].sel(model=model).mean("prompt"))
     assert [t.get_text() for t in left.get_yticklabels()][:4] == ["embed", "pos embed", "L0 attn", "L0 mlp"]
+    error = style.number(float(data["completeness_error"].mean()))
+    for name in ("attribution", "heads"):
+        assert f"completeness error {error} logits" in words(getattr(plot, name)(cmp))
 
 
 def test_attribution_leaves_out_components_that_the_family_lacks(cmp):
@@ -152,7 +174,7 @@ def test_attention_change_and_weights_start_at_zero(cmp):
             values = cmp.dataset[variable]
             np.testing.assert_allclose(mesh.get_array(), values.mean([d for d in values.dims if d == "prompt"]))
             assert mesh.norm.vmin == 0
-    (bars,) = [c for ax in plot.weights(cmp).axes for c in ax.containers]
+    bars = plot.weights(cmp).axes[2].containers[0]
     np.testing.assert_allclose([b.get_width() for b in bars], cmp.dataset["mlp_change"])
 
 
@@ -164,22 +186,38 @@ def test_weights_draws_what_the_family_has(cmp):
 
 
 def test_kl_keeps_prompt_and_response_apart(cmp):
-    prompt, response = drawn(plot.kl(cmp)).axes
-    np.testing.assert_allclose(line(prompt, "tuned from base"), cmp.dataset["kl"].mean("prompt"))
-    for source in ("base", "tuned"):
-        expected = cmp.dataset["response_kl"].sel(source=source).mean(["prompt", "draw"])
-        np.testing.assert_allclose(line(response, f"text of {source}"), expected)
-    for ax in (prompt, response):
+    prompt, response, js_prompt, js_response = drawn(plot.kl(cmp)).axes
+    np.testing.assert_allclose(line(prompt, "prompt"), cmp.dataset["kl"].mean("prompt"))
+    np.testing.assert_allclose(line(js_prompt, "prompt"), cmp.dataset["js"].mean("prompt"))
+    for ax, name in ((response, "response_kl"), (js_response, "response_js")):
+        for source in ("base", "tuned"):
+            expected = cmp.dataset[name].sel(source=source).mean(["prompt", "draw"])
+            np.testing.assert_allclose(line(ax, f"text of {source}"), expected)
+    for ax in (prompt, response, js_prompt, js_response):
         bottom, top = ax.get_ylim()
         assert bottom == 0 and "[nats]" in ax.get_ylabel()
         assert all(np.nanmax(a.get_ydata()) <= top for a in ax.lines)
-    assert len(plot.kl(Fake(cmp.dataset.drop_vars("response_kl"))).axes) == 1
+    assert len(plot.kl(Fake(cmp.dataset.drop_vars(["response_kl", "response_js", "js"]))).axes) == 1
+
+
+def test_a_long_curve_has_no_marks_and_a_running_mean():
+    result = make(prompts=2, positions=200, controls=0)
+    ax = plot.kl(result).axes[0]
+    thin, smooth = [a for a in ax.lines if a.get_label().startswith("prompt")]
+    mean = result.dataset["kl"].mean("prompt").values
+    np.testing.assert_allclose(thin.get_ydata(), mean)
+    assert thin.get_marker() == smooth.get_marker() == "None" and thin.get_linewidth() < smooth.get_linewidth()
+    expected = [np.nanmean(mean[max(0, i - 2) : i + 3]) for i in range(len(mean))]
+    np.testing.assert_allclose(smooth.get_ydata(), expected)
+    assert smooth.get_label() == "prompt, running mean of 5"
+    short = plot.kl(make(prompts=2, positions=60, controls=0)).axes[0]
+    assert [a.get_marker() for a in short.lines] == ["o"]
 
 
 def test_kl_ends_where_the_longest_prompt_ends(cmp):
     data = cmp.dataset.copy()
     data["kl"] = data["kl"].where(data["pos"] < 3)
-    assert len(line(drawn(plot.kl(Fake(data))).axes[0], "tuned from base")) == 3
+    assert len(line(drawn(plot.kl(Fake(data))).axes[0], "prompt")) == 3
 
 
 def test_top_tokens_bars_are_the_probabilities(cmp):
@@ -205,14 +243,17 @@ def test_a_missing_measure_is_named(cmp, name):
         getattr(plot, name)(Fake(empty))
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_every_size_is_drawn_within_the_figure(shape):
+@pytest.mark.parametrize(("shape", "width"), SIZES)
+def test_every_size_is_drawn_within_the_figure(shape, width):
     result = make(**SHAPES[shape])
     for name in NAMES:
-        figure = drawn(getattr(plot, name)(result))
+        if shape == "no answers" and name == "answers":
+            continue
+        figure = drawn(getattr(plot, name)(result, width=width))
         box, whole = figure.get_tightbbox(), figure.bbox_inches
         assert box.x0 >= -0.01 and box.y0 >= -0.01, name
         assert box.x1 <= whole.x1 + 0.01 and box.y1 <= whole.y1 + 0.01, name
+        assert whole.width <= width / 2.54 + 1e-9, name
         sizes = [t.get_fontsize() for t in figure.findobj(Text) if t.get_text() and t.get_visible()]
         assert min(sizes) >= 8, name
         if shape == "single prompt":
@@ -224,6 +265,20 @@ def test_no_difference_draws_a_flat_map(cmp):
     data["head_attribution"] = data["head_attribution"] * 0
     data = data.drop_vars(["head_attribution_write", "head_attribution_readout"])
     assert "every cell is zero" in words(drawn(plot.heads(Fake(data))))
+
+
+def test_a_model_beside_itself_is_drawn(cmp):
+    data = cmp.dataset.copy(deep=True)
+    for name, array in data.data_vars.items():
+        if "model" in array.dims and array.dtype != object:
+            data[name] = array.sel(model=["base", "base"]).assign_coords(model=["base", "tuned"])
+        elif "model" not in array.dims and array.dtype != object and name not in ("effective_rank", "pattern"):
+            data[name] = array * 0 + (1.0 if "cosine" in str(name) else 0.0)
+    data["effective_rank"] = data["effective_rank"] * 0
+    data["mover_token"] = data["mover_token"].copy(data=np.full(data["mover_token"].shape, "", dtype=object))
+    for name in ("movers", "kl", "lens", "residual", "heads", "neurons", "attention_classes", "singular_directions"):
+        drawn(getattr(plot, name)(Fake(data)))
+    assert "no token moved" in words(plot.movers(Fake(data)))
 
 
 def test_tokens_are_drawn_as_they_are():
@@ -259,7 +314,8 @@ def test_methods_are_the_functions(cmp):
     plots = plot.Plots(cmp)
     assert sorted([*NAMES, "Plots"]) == sorted(plot.__all__)
     for name in NAMES:
-        assert words(getattr(plots, name)()) == words(getattr(plot, name)(cmp))
+        assert getattr(plot.Plots, name).__wrapped__ is getattr(plot, name)
+    assert words(plots.movers(ranks=3, width=8.5)) == words(plot.movers(cmp, ranks=3, width=8.5))
 
 
 def test_the_callers_settings_stay_and_do_not_matter(cmp):

@@ -1,11 +1,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,14 +10,14 @@ import pytest
 
 from interp import report
 from interp.errors import InterpError
+from interp.plot.style import number, span
+from interp.plot.text import visible
 from interp.report import views
-from interp.report.verdict import verdict
+from interp.report.figures import SPECS
+from interp.report.verdict import verdict as verdict_of
 from tests.interp.synthetic import Fake, make
 
-FIGURES = {"lens", "attribution", "heads", "attention_change", "attention", "weights", "kl"}
-CHROMIUM = os.environ.get("CHROMIUM") or next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
+FIGURES = {spec.name for spec in SPECS} | {"attention"}
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +28,17 @@ def cmp() -> Fake:
 @pytest.fixture(scope="module")
 def html(cmp) -> str:
     return report.render(cmp)
+
+
+def verdict(result: Fake) -> list[str]:
+    return verdict_of(result, result.summary())
+
+
+def part(result: Fake, *names: str) -> Fake:
+    """A few of its variables, so that the page has a few figures."""
+    runs = [d[["text", "tokens", *names]] for d in (result.dataset, *result.controls, *result.replicates)]
+    split = 1 + len(result.controls)
+    return Fake(runs[0], tuple(runs[1:split]), tuple(runs[split:]), result.table)
 
 
 class Page(HTMLParser):
@@ -60,8 +68,9 @@ class Page(HTMLParser):
         return [attrs for name, attrs in self.elements if name == tag]
 
 
-def test_same_comparison_same_bytes(html):
-    assert report.render(make()) == html
+def test_same_comparison_same_bytes():
+    pages = [report.render(part(make(layers=24, heads=24), "kl", "pattern_js", "completion")) for _ in range(2)]
+    assert pages[0] == pages[1] and "data:image/png" in pages[0]
 
 
 def test_page_needs_nothing_else(html):
@@ -92,7 +101,7 @@ def test_headings_are_in_order_and_figures_are_described(html):
     assert all(b - a <= 1 for a, b in zip(levels, levels[1:], strict=False))
     assert {a["data-figure"] for a in page.all("figure")} == FIGURES
     described = [a for a in page.all("div") if a.get("role") == "img"]
-    assert len(described) == 6 and all(len(a["aria-label"] or "") > 30 for a in described)
+    assert len(described) == len(SPECS) and all(len(a["aria-label"] or "") > 30 for a in described)
 
 
 def test_text_of_others_never_becomes_markup(html):
@@ -106,49 +115,56 @@ def test_text_of_others_never_becomes_markup(html):
 
 def test_odd_characters_are_shown_and_can_be_written(cmp, tmp_path):
     text = '\x00\x1b[31m \ud800 a\u2028b <!-- ]]> "><img src=x onerror=alert(1)>'
-    data = cmp.dataset[["text", "top_token", "top_prob", "tokens", "pattern", "completion", "kl"]].copy(deep=True)
+    names = ["text", "top_token", "top_prob", "tokens", "pattern", "completion", "kl", "mover_token", "mover_change"]
+    ov = ["ov_reads", "ov_writes", "ov_singular_value"]
+    data = cmp.dataset[[*names, *ov, "lens_pos_kl", "lens_pos_top_token"]].copy(deep=True)
     data["text"].values[0] = data["top_token"].values[0, 0, 0] = data["tokens"].values[0, 0] = text
     data["completion"].values[0, 0, 0] = text
-    page = report.write(Fake(data, (), cmp.table), tmp_path / "r.html").read_text(encoding="utf-8")
+    data["mover_token"].values[0, 0, 0] = data["lens_pos_top_token"].values[0, :, :, 0] = text
+    data["ov_reads"].values[0, 0, 0, 0] = data["ov_writes"].values[0, 1, 0, 0] = text
+    page = report.write(Fake(data, (), (), cmp.table), tmp_path / "r.html").read_text(encoding="utf-8")
     assert not Page(page).all("img") and not set("\x00\x1b\ud800") & set(page)
-    assert Page(page).text.count("onerror=alert(1)") == 4  # twice as a prompt, a token, a completion
+    assert Page(page).text.count("onerror=alert(1)") == 6  # twice as a prompt, a token, a completion, an OV circuit
 
 
 def test_missing_measures_are_named_and_left_out(cmp):
-    data = cmp.dataset.drop_vars(["lens_logit_diff", "lens_kl", "pattern", "completion", "top_prob", "mlp_change"])
-    page = Page(report.render(Fake(data, (), cmp.table)))
-    assert {a["data-figure"] for a in page.all("figure")} == FIGURES - {"lens", "attention"}
-    for measure in ("lens", "attention", "completions", "next_token"):
+    data = cmp.dataset[["text", "kl", "head_attribution", "ov_change"]]
+    page = Page(report.render(Fake(data, (), (), cmp.table)))
+    assert {a["data-figure"] for a in page.all("figure")} == {"kl", "heads", "weights"}
+    for measure in ("attention", "next_token", "residual", "neurons", "lens_positions"):
         assert f'measures=["{measure}"]' in page.text
-    assert 'measures=["weights"]' not in page.text
+    for measure in ("kl", "attribution", "weights", "lens", "completions"):  # settings say that the last two were taken
+        assert f'measures=["{measure}"]' not in page.text
     targets = {a["href"] for a in page.all("a")}
-    assert "#lens" not in targets and "#weights" in targets
+    assert "#lens" not in targets and "#samples" not in targets and "#weights" in targets
 
 
 def test_page_of_a_comparison_without_measures():
     data = make().dataset[["text", "tokens"]]
     data.attrs = {}
-    page = Page(report.render(Fake(data, (), pd.DataFrame(columns=["reading", "finding", "estimate"]))))
+    page = Page(report.render(Fake(data, (), (), pd.DataFrame(columns=["reading", "finding", "estimate"]))))
     assert not page.all("figure") and "No finding" in page.text and "Neither a logit difference" in page.text
 
 
 def test_summary_table_has_the_numbers(cmp):
     columns, rows = views.headline(cmp.summary())
-    assert columns == ["reading", "finding", "estimate", "95 % interval", "controls", "units", "n", "completeness"]
+    assert columns == ["reading", "finding", "estimate", "95 % interval", "null runs", "units", "n", "completeness"]
     first = cmp.summary().iloc[0]
     assert rows[0][2] == f"{first.estimate:.2f}" and rows[0][3] == f"{first.lower:.2f} to {first.upper:.2f}"
-    assert [r[0] for r in rows] == ["logit difference", "", "divergence", "attribution by head", "reward"]
+    assert [r[0] for r in rows] == ["logit difference", "", "divergence", "attribution by head", "reward", "weights"]
     assert rows[2][1].startswith("KL(tuned ‖ base)")
     assert "95 % interval" not in views.headline(make(prompts=3).summary())[0]
-    assert "controls" not in views.headline(make(controls=0).summary())[0]
+    assert "null runs" not in views.headline(make(controls=0).summary())[0]
+    columns, rows = views.headline(make(controls=20, replicates=2).summary())
+    assert columns[4:7] == ["null runs", "replicates", "p"] and rows[0][6] == "0.048"
 
 
 def test_verdict_says_what_the_numbers_say(cmp):
     text = " ".join(verdict(cmp))
     row = cmp.summary().iloc[0]
     assert f"Over 12 prompts, tuned prefers “␣bad” to “␣good” by {row.estimate:.2f} logits more than base" in text
-    assert f"{row.lower:.2f} to {row.upper:.2f}" in text and "outside the range of the controls" in text
-    assert "No control" not in text and "nats per response token in tuned's own samples" in text
+    assert f"{row.lower:.2f} to {row.upper:.2f}" in text and "outside the range of the 2 null runs" in text
+    assert "No null run" not in text and "nats per response token in tuned's own samples" in text
 
 
 def test_verdict_turns_with_the_sign_and_admits_doubt(cmp):
@@ -156,12 +172,12 @@ def test_verdict_turns_with_the_sign_and_admits_doubt(cmp):
         table = cmp.summary().copy()
         for name, value in cells.items():
             table.loc[0, name] = value
-        return " ".join(verdict(Fake(cmp.dataset, cmp.controls, table)))
+        return " ".join(verdict(Fake(cmp.dataset, cmp.controls, (), table)))
 
     less = said(estimate=-1.5, lower=-2.0, upper=-1.0)
     assert "by 1.50 logits less than base" in less and "1.00 to 2.00" in less and "outside" in less
     assert "so the direction is open" in said(lower=-0.5) and "so the direction is open" not in said()
-    assert "within the range of the controls" in said(control_low=0.0, control_high=9.0)
+    assert "within the range of the 2 null runs" in said(control_low=0.0, control_high=9.0)
     assert "exactly as much as base" in said(estimate=0.0)
 
 
@@ -169,8 +185,10 @@ def test_verdict_claims_no_cause_without_controls():
     few = " ".join(verdict(make(prompts=3, controls=0)))
     assert "not that the reward is the cause" in few and "No interval is given under 8 different prompts" in few
     assert "Over 3 prompts" in few and "On one prompt" in " ".join(verdict(make(prompts=1, controls=0)))
-    assert "shows no spread" in " ".join(verdict(make(controls=1)))
+    assert "one run has no spread" in " ".join(verdict(make(controls=1)))
     assert "prefers" not in " ".join(verdict(make(answers=False)))
+    ranked = " ".join(verdict(make(controls=20, replicates=2)))
+    assert "p = 0.048 by its rank among them" in ranked and "Replicates of the training give" in ranked
 
 
 def test_embedded_patterns_are_the_datasets(cmp):
@@ -209,8 +227,78 @@ def test_completions_leave_out_a_source_without_text(cmp):
 
 def test_models_and_settings_are_on_record(html):
     text = Page(html).text
-    for words in ("runs/reviews/base", "b2" * 32, "2 100 000", "2.13.0", "lens, attribution", "runs/reviews/control"):
+    for words in ("runs/reviews/base", "b2" * 32, "2 100 000", "2.13.0", "lens, completions", "runs/reviews/control"):
         assert words in text
+
+
+def test_no_word_but_null_run_for_a_null_run():
+    result = part(make(controls=20, replicates=2), "kl", "logit_diff", "pattern_js")
+    text = Page(report.render(result)).text.lower()
+    assert "control" not in text.replace("runs/reviews/control", "")
+    for words in ("null runs", "null run 1", "range over 20 runs", "replicates", "range over 2 runs"):
+        assert words in text
+
+
+def test_every_figure_quotes_its_finding(cmp):
+    table = pd.concat([cmp.table] * 2, ignore_index=True)
+    table.loc[6, ["reading", "finding"]] = "attention", "L2H3: JS of the patterns"
+    table.loc[7, ["reading", "finding"]] = "attention", "L2H2: entropy of the pattern: tuned minus base"
+    pairs = {s.name: s.readings for s in SPECS}
+    row = table.iloc[7]
+    said = views.lead(table, pairs["attention_entropy"])
+    assert said.startswith("L2H2: entropy of the pattern: tuned minus base: " + number(row.estimate))
+    interval = f"interval {span(row.lower, row.upper)}; null runs {span(row.control_low, row.control_high)})."
+    assert said.endswith(interval)
+    assert views.lead(table, pairs["attention_change"]).startswith("L2H3: JS")
+    assert views.lead(table, pairs["residual"]) == ""
+
+
+def test_completeness_stands_with_the_attributions(html):
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", html)
+    assert sum("Completeness: the parts miss the logit difference" in c for c in captions) == 2
+
+
+def test_long_prompts_are_clipped_and_can_be_opened(cmp):
+    data = cmp.dataset[["text", "completion", "top_token", "top_prob"]].copy(deep=True)
+    texts = ["start " + "x" * 500 + " <b>end</b>", "first " + "y" * 1_000_000 + " last", "short"]
+    data["text"].values[:3] = texts
+    html = report.render(Fake(data, (), (), cmp.table))
+    page = Page(html)
+    assert len(html) < 1_000_000 and not page.all("b")
+    assert len(page.all("details")) == 4 and texts[0] in page.text and "y" * 20_000 not in page.text
+    assert page.text.count("the whole prompt, 1 000 011 characters (its middle left out)") == 2
+    item = views.passage(texts[0])
+    assert item["short"].startswith("start x") and item["short"].endswith("<b>end</b>") and len(item["short"]) < 250
+    assert views.passage("short") == {"short": "short", "whole": "", "length": 5, "cut": False}
+
+
+def test_attention_of_a_long_prompt_keeps_its_ends():
+    long = make(prompts=1, positions=200, controls=0)
+    view = views.attention(long.dataset)["examples"][0]
+    assert len(view["tokens"]) == view["keys"] == 97 and len(view["queries"]) == 96
+    assert view["tokens"][8] == "…104 tokens" and view["at"][0][7:10] == [7, -1, 112]
+    assert view["at"][1][7:9] == [7, 112]
+    row = view["patterns"][0][0][-1]
+    pattern = long.dataset["pattern"].isel(example=0, changed_head=0, model=0, query=199).values
+    assert row[8] == round(1000 * pattern[8:112].sum()) and row[9] == round(1000 * pattern[112])
+    assert len(str(views.embed(views.attention(long.dataset)))) < 600_000
+
+
+@pytest.mark.slow
+def test_size_stays_small_for_a_large_model():
+    large = make(prompts=12, layers=32, heads=32, positions=256, controls=20, replicates=3)
+    assert len(report.render(large)) < 2_500_000
+
+
+def test_ov_circuits_are_the_datasets(cmp):
+    view = views.ov_circuits(cmp.dataset)
+    assert [item["head"] for item in view][:2] == ["L0H0", "L0H3"]
+    row = view[1]["rows"][3]
+    part = cmp.dataset.isel(changed_head=1, ov_direction=1).sel(model="tuned")
+    assert (row["direction"], row["model"]) == (2, "tuned")
+    assert row["writes"] == [visible(t) for t in part["ov_writes"].values[:7]]
+    assert row["size"] == number(float(part["ov_singular_value"]))
+    assert views.ov_circuits(cmp.dataset.drop_vars("ov_singular_value")) is None
 
 
 def test_write_is_whole_or_absent(cmp, html, tmp_path, monkeypatch):
@@ -224,102 +312,3 @@ def test_write_is_whole_or_absent(cmp, html, tmp_path, monkeypatch):
     with pytest.raises(InterpError, match="ends in .html"):
         report.write(cmp, tmp_path / "comparison.nc")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["folder.html", "new"]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None or not Path(CHROMIUM).exists():
-        pytest.skip("no chromium here: install it, or name one in $CHROMIUM")
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield started
-        started.close()
-
-
-@pytest.fixture
-def opened(browser, tmp_path):
-    """Opens a page; its list collects errors, dialogs and every request beyond the file itself."""
-    contexts = []
-
-    def open_(html: str, width: int = 1400, **options):
-        path = tmp_path / "report.html"
-        path.write_text(html, encoding="utf-8")
-        context = browser.new_context(viewport={"width": width, "height": 900}, **options)
-        contexts.append(context)
-        page = context.new_page()
-        trouble: list[str] = []
-        page.on("console", lambda m: trouble.append(m.text))
-        page.on("pageerror", lambda e: trouble.append(str(e)))
-        page.on("dialog", lambda d: (trouble.append(d.message), d.dismiss()))
-        page.on("request", lambda r: trouble.append(r.url) if r.url not in (path.as_uri(), "data:,") else None)
-        page.goto(path.as_uri())
-        return page, trouble
-
-    yield open_
-    for context in contexts:
-        context.close()
-
-
-def test_the_browser_tests_would_see_trouble(opened):
-    policy = "<meta http-equiv=Content-Security-Policy content=\"default-src 'none'; script-src 'unsafe-inline'\">"
-    _, trouble = opened(policy + '<img src="http://localhost:9/x.png"><script>alert(17); throw Error("no")</script>')
-    assert "17" in trouble and any("no" in t for t in trouble) and any("Content Security Policy" in t for t in trouble)
-
-
-@pytest.mark.parametrize("width", [360, 390, 1400])
-def test_browser_draws_every_figure_without_a_request(html, opened, width):
-    page, trouble = opened(html, width)
-    assert trouble == []
-    figures = page.query_selector_all("[data-figure]")
-    assert {f.get_attribute("data-figure") for f in figures} == FIGURES
-    for figure in figures:
-        pictures = figure.query_selector_all("svg")
-        assert len(pictures) == (3 if figure.get_attribute("data-figure") == "attention" else 1)
-        for picture in pictures:
-            box = picture.bounding_box()
-            assert box["width"] > 150 and box["height"] > 100
-            assert picture.evaluate("s => s.querySelectorAll('path, rect').length") > 5
-    assert page.get_attribute("[data-figure=attention]", "data-drawn") == "true"
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-
-
-def test_browser_shows_what_a_cell_holds(cmp, html, opened):
-    page, trouble = opened(html)
-    page.focus("[data-figure=attention] .grids")
-    for _ in range(3):
-        page.keyboard.press("ArrowUp")  # the first press goes to the last query and the first key
-    pattern = cmp.dataset["pattern"].isel(example=0, changed_head=0, query=6, key=0)
-    base, tuned = (float(pattern.sel(model=m)) for m in ("base", "tuned"))
-    said = page.inner_text("#attention-readout")
-    token = views.attention(cmp.dataset)["examples"][0]["tokens"][6]
-    assert f"query 6 “{token}” → key 0" in said
-    assert f"base {base:.3f}, tuned {tuned:.3f}" in said
-    assert page.is_visible(".tip")
-    page.keyboard.press("Escape")
-    assert page.is_hidden(".tip")
-    page.hover("[data-figure=attention] svg >> nth=1", position={"x": 120, "y": 10})
-    assert page.inner_text(".tip").splitlines()[2].startswith("Tuned: ")
-    assert trouble == []
-
-
-def test_browser_redraws_for_another_head_prompt_or_width(html, opened):
-    page, trouble = opened(html)
-    picture = "[data-figure=attention] svg >> nth=0"
-    before = page.inner_html(picture)
-    page.select_option("#attention-head", label="L1H3")
-    assert page.inner_html(picture) != before
-    page.select_option("#attention-prompt", index=1)
-    assert page.get_attribute("[data-figure=attention]", "data-cells") == "64"
-    page.set_viewport_size({"width": 390, "height": 800})
-    page.wait_for_function("document.querySelector('[data-figure=attention] svg').viewBox.baseVal.width < 360")
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390 and trouble == []
-
-
-def test_browser_with_64_tokens_and_in_the_dark(opened):
-    long = make(prompts=2, positions=64, controls=0)
-    html = report.render(Fake(long.dataset[["text", "tokens", "pattern"]], (), long.table))
-    page, trouble = opened(html, 390, color_scheme="dark")
-    assert page.get_attribute("[data-figure=attention]", "data-cells") == str(64 * 64)
-    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(22, 24, 27)"
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390 and trouble == []
