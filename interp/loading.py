@@ -37,7 +37,7 @@ __all__ = [
 
 Head = Literal["causal", "classifier"]
 DeviceMap = str | Mapping[str, Any] | None
-_KINDS = {"causal": ("language model", "masked language model"), "classifier": ("classifier",)}
+_KINDS = {"causal": "language model", "classifier": "classifier"}
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
@@ -126,8 +126,8 @@ def check_head(architecture: str, head: Head, name: str) -> None:
         UnknownFamily: no row of `interp.families` covers the architecture.
         LoadError: it has the wrong head.
     """
-    if family_of(architecture).heads[architecture].kind not in _KINDS[head]:
-        wanted = "a language model" if head == "causal" else "a classifier with a score head"
+    if family_of(architecture).heads[architecture].kind != _KINDS[head]:
+        wanted = "a language model that predicts the next token" if head == "causal" else "a classifier with a score head"
         raise LoadError(f"{name} is a {architecture}, not {wanted}; name another model")
 
 

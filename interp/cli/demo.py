@@ -42,5 +42,6 @@ def demo(
     reference = pair.manifest["reward"]
     with working("comparing the embedded pair"):
         scorer = RewardModel.load(str(pair.reward), label=reference["label"], output=reference["output"])
-        result = run(pair.base, pair.tuned, prompts, reward=scorer, control=list(pair.controls), seed=seed)
+        controls = list(pair.controls)
+        result = run(pair.base, pair.tuned, prompts, measures="all", reward=scorer, control=controls, seed=seed)
     write_and_print(result, out, overwrite=True)

@@ -88,7 +88,11 @@ def completeness_words(data: xr.Dataset) -> str:
     if not has(data, "completeness_error"):
         return ""
     error = data["completeness_error"]
-    return f"completeness error {number(float(error.mean()))} {units(error, 'logits')}"
+    words = f"completeness error {number(float(error.mean()))} {units(error, 'logits')}"
+    if has(data, "linearisation_error"):
+        capped = number(float(data["linearisation_error"].mean()))
+        words += f" before the soft cap; linearised through it, off by {capped}"
+    return words
 
 
 def _component_axis(ax: Axes, names: list[str], dense: bool) -> None:

@@ -1,6 +1,5 @@
 """The command line, as a hurried user meets it."""
 
-import copy
 import sys
 
 import pytest
@@ -9,6 +8,7 @@ import torch
 import interp
 from interp.cli import main
 from tests.conftest import save, tiny_gpt2
+from tests.interp.test_lineup import other_ids
 
 
 @pytest.fixture
@@ -34,9 +34,7 @@ def models(tmp_path_factory, tokenizer):
     folder = tmp_path_factory.mktemp("models")
     for seed, name in enumerate(("base", "tuned", "null")):
         save(tiny_gpt2(seed), folder / name, tokenizer)
-    other = copy.deepcopy(tokenizer)
-    other.add_tokens(["<extra>"])
-    save(tiny_gpt2(), folder / "other_words", other)
+    save(tiny_gpt2(), folder / "other_words", other_ids(tokenizer))
     save(tiny_gpt2(), folder / "pickled", tokenizer)
     state = tiny_gpt2().state_dict()
     (folder / "pickled" / "model.safetensors").unlink()
@@ -93,7 +91,7 @@ def test_prompts_from_a_file_and_chosen_measures(shell, models, tmp_path):
         (("{m}/base", "{m}/tuned"), "there are no prompts"),
         (("{m}/base", "{m}/tuned", "--prompt", " "), "prompt 0 is empty"),
         (("{m}/base", "{m}/tuned", "--prompts", "absent.txt"), "cannot read prompts from absent.txt"),
-        (("{m}/base", "{m}/tuned", *ASK, "--measure", "neurons"), "unknown measure 'neurons'; choose among next_token"),
+        (("{m}/base", "{m}/tuned", *ASK, "--measure", "synapses"), "unknown measure 'synapses'; choose among"),
         (("{m}/base", "{m}/tuned", *ASK, "--dtype", "int3"), "dtype is float32, bfloat16, float16 or float64"),
         (("{m}/base", "{m}/tuned", *ASK, "--device", "abacus"), "there is no device 'abacus'"),
         (("{m}/base", "{m}/tuned", *ASK, "--reward", "{m}/base"), "not a classifier"),

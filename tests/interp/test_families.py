@@ -17,7 +17,7 @@ from interp.decomposition import (
     neuron_direction,
     residual_sites,
 )
-from interp.errors import FidelityError, MeasureError, UnknownFamily
+from interp.errors import FidelityError, LoadError, MeasureError, UnknownFamily
 from interp.families import FAMILIES, Attention, Family, Head, NormParameters, Parts, Stack, norm_parameters
 from interp.hooks import Site, has_site
 from interp.models import check_fidelity
@@ -376,3 +376,8 @@ def test_float64_is_refused_where_transformers_cannot_pad_in_it():
 @pytest.mark.parametrize("name", ["GPT2LMHeadModel", "Gemma2ForCausalLM", "T5ForConditionalGeneration"])
 def test_bfloat16_passes_within_its_rounding(name):
     assert max(check_fidelity(build(name).bfloat16()).values()) < 0.02
+
+
+def test_a_masked_language_model_is_no_policy(tokenizer):
+    with pytest.raises(LoadError, match="BertForMaskedLM, not a language model that predicts the next token"):
+        interp.Policy.load(build("BertForMaskedLM"), tokenizer=tokenizer)
