@@ -222,7 +222,7 @@ def test_attribution_sums_and_agrees_with_the_terms_carried_forward(parts):
     torch.testing.assert_close(by_term, forward[:, :-1])
     constant = forward[:, -1] + (0 if norm.shift is None else target @ norm.shift)
     torch.testing.assert_close(way.constant, constant)
-    exact = parts.linear_output(last.float()).double()
+    exact = parts.linear_output(last.float()).detach().double()
     total = by_term.sum(1) + way.constant + (0 if bias is None else (bias[1] - bias[2]).double())
     torch.testing.assert_close(total, exact[:, 1] - exact[:, 2], atol=1e-5 * float(exact.abs().max()), rtol=0)
     names = residual_sites(parts)
