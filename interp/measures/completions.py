@@ -117,27 +117,26 @@ def _by_prompt(values: np.ndarray, draws: int, count: int) -> np.ndarray:
 
 
 def _responses(policy: Policy, prompts: _Repeated, max_new_tokens: int, batch_size: int, seed: int) -> list[list[int]]:
-    ends = end_ids(policy.model, policy.tokenizer)
-    limit = policy.context_length
-    responses: list[list[int]] = []
-    for start in range(0, len(prompts.prompt_ids), batch_size):
-        ids, encoder = prompts.rows(start, batch_size)
-        room = max_new_tokens if limit is None else min(max_new_tokens, limit - max(map(len, ids)))
-        if room < 1:
-            responses += [[] for _ in ids]
-            continue
-        drawn = sample(
-            policy.model,
-            ids,
-            max_new_tokens=room,
-            seed=seed,
-            first_index=start,
-            end_ids=ends,
-            pad_id=0,
-            encoder=encoder,
-        )
-        rows = zip(drawn.response_ids.cpu(), drawn.response_mask.cpu(), strict=True)
-        responses += [ids[mask].tolist() for ids, mask in rows]
+    ends, limit = end_ids(policy.model, policy.tokenizer), policy.context_length
+    rooms = [max_new_tokens if limit is None else min(max_new_tokens, limit - len(ids)) for ids in prompts.prompt_ids]
+    responses: list[list[int]] = [[] for _ in rooms]
+    for room in sorted({room for room in rooms if room > 0}):
+        # A prompt near the context's end is sampled apart: it would shorten the responses of its whole batch.
+        rows = [row for row, own in enumerate(rooms) if own == room]
+        for chosen in (rows[start : start + batch_size] for start in range(0, len(rows), batch_size)):
+            drawn = sample(
+                policy.model,
+                [prompts.prompt_ids[row] for row in chosen],
+                max_new_tokens=room,
+                seed=seed,
+                indices=chosen,
+                end_ids=ends,
+                pad_id=0,
+                encoder=None if prompts.encoder_ids is None else [prompts.encoder_ids[row] for row in chosen],
+            )
+            found = zip(chosen, drawn.response_ids.cpu(), drawn.response_mask.cpu(), strict=True)
+            for row, ids, mask in found:
+                responses[row] = ids[mask].tolist()
     return responses
 
 

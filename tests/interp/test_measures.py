@@ -435,6 +435,15 @@ class TestCompletions:
         whole = [text + str(found["completion"].values[row, 1, 0]) for row, text in enumerate(TEXTS)]
         np.testing.assert_allclose(found["completion_reward"].values[:, 1, 0], scorer.score(whole), atol=1e-6)
 
+    def test_a_long_prompt_shortens_no_other_prompts_response(self, tokenizer):
+        pair = [Policy.load(tiny_gpt2(seed), tokenizer=tokenizer) for seed in (0, 1)]
+        ids = [[5, 9, 2], [7] * 62, [8, 1]]  # of a context of 64
+        together = completions(*pair, ids, max_new_tokens=6, batch_size=3)
+        alone = completions(*pair, ids, max_new_tokens=6, batch_size=1)
+        assert together["completion"].values.tolist() == alone["completion"].values.tolist()
+        steps = np.isfinite(together["response_kl"].sel(source="base")).sum("step").values.ravel()
+        assert steps[1] <= 2 < max(steps[0], steps[2])
+
     def test_a_prompt_that_fills_the_context_gets_no_response(self, tokenizer):
         policy = Policy.load(tiny_gpt2(n_positions=8), tokenizer=tokenizer)
         found = completions(policy, policy, [[1] * 8, [1] * 7], max_new_tokens=4, batch_size=1)
