@@ -14,7 +14,7 @@ from interp.errors import PromptError
 from interp.hooks import Site
 from interp.measures import TRACE_MEASURES, TraceMeasure
 from interp.measures.answers import answers
-from interp.measures.arrays import TokenTexts, strings
+from interp.measures.arrays import TokenTexts, as_variable, strings
 from interp.measures.attention import attention_sites, pattern_examples
 from interp.measures.completions import completions
 from interp.measures.ov import ov_circuits

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,17 @@ def dataset(variables: Mapping[str, Variable], **coords: Any) -> xr.Dataset:
     used = {dim for dims, _, _ in variables.values() for dim in dims}
     known: dict[str, Any] = {"model": list(MODELS), "answer": list(ANSWERS)}
     labels = {dim: label for dim, label in {**known, **coords}.items() if dim in used}
-    return xr.Dataset(dict(variables), coords=labels)
+    return xr.Dataset({name: as_variable(*each) for name, each in variables.items()}, coords=labels)
+
+
+def as_variable(dims: Sequence[Hashable], values: Any, attrs: Mapping[Any, Any]) -> xr.Variable:
+    """A variable of xarray that holds the very strings it is given.
+
+    Otherwise xarray asks pandas what they are, which makes a new object of each, and a token that stands in a thousand
+    places takes the memory of a thousand.
+    """
+    strings_given = isinstance(values, np.ndarray) and values.dtype == object
+    return xr.Variable(tuple(dims), values, dict(attrs), fastpath=strings_given)
 
 
 class TokenTexts:
@@ -54,7 +65,7 @@ class TokenTexts:
 
     def __getitem__(self, token_id: int) -> str:
         if token_id not in self._known:
-            self._known[token_id] = token_text(self._tokenizer, token_id)
+            self._known[token_id] = sys.intern(token_text(self._tokenizer, token_id))
         return self._known[token_id]
 
     def of(self, ids: Int[Tensor, "..."]) -> np.ndarray:
