@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -204,15 +203,15 @@ def _texts(base: Policy, prompts: Prompts, tokens: TokenizedPrompts) -> xr.Datas
     known = TokenTexts(base.tokenizer)
     for row, ids in enumerate(tokens.prompt_ids):
         table[row, : len(ids)] = [known[i] for i in ids]
-    attrs: dict[str, Any] = {"long_name": "prompt"}
-    data = {"tokens": (("prompt", "pos"), strings(table), {"long_name": "prompt tokens"})}
+    data = {"tokens": as_variable(("prompt", "pos"), strings(table), {"long_name": "prompt tokens"})}
     if prompts.continuations is not None:
-        data["continuation"] = (("prompt",), strings(list(prompts.continuations)), {"long_name": "given response"})  # type: ignore[assignment]
+        given = strings(list(prompts.continuations))
+        data["continuation"] = as_variable(("prompt",), given, {"long_name": "given response"})
     groups = np.unique(np.array(prompts.groups, dtype=object), return_inverse=True)[1]
     coords = {
         "prompt": range(count),
         "pos": range(width),
-        "text": ("prompt", strings(list(tokens.texts)), attrs),
+        "text": as_variable(("prompt",), strings(list(tokens.texts)), {"long_name": "prompt"}),
         "group": ("prompt", groups, {"long_name": "prompts that are resampled together"}),
     }
     return xr.Dataset(data, coords=coords, attrs={"remarks": "\n".join(tokens.remarks)})

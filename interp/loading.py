@@ -127,7 +127,9 @@ def check_head(architecture: str, head: Head, name: str) -> None:
         LoadError: it has the wrong head.
     """
     if family_of(architecture).heads[architecture].kind != _KINDS[head]:
-        wanted = "a language model that predicts the next token" if head == "causal" else "a classifier with a score head"
+        wanted = (
+            "a language model that predicts the next token" if head == "causal" else "a classifier with a score head"
+        )
         raise LoadError(f"{name} is a {architecture}, not {wanted}; name another model")
 
 

@@ -49,15 +49,16 @@ class TraceFile:
             InterpError: the disk is full.
         """
         before = self.size
-        tensors: dict[Site | None, Tensor] = {None: trace.logits, **trace.activations}
-        index = {name: self._append(tensor) for name, tensor in tensors.items()}
+        index: dict[Site | None, _Stored] = {None: self._append(trace.logits)}
+        for site, tensor in trace.activations.items():
+            index[site] = self._append(tensor)
         self._batches.append((trace.batch, index, trace.outside))
         self.largest = max(self.largest, self.size - before)
 
     def _append(self, tensor: Tensor) -> _Stored:
         values = tensor.detach().cpu().contiguous()
         place: _Stored = (self.size, values.dtype, tuple(values.shape))
-        data: Any = memoryview(values.view(-1).view(torch.uint8).numpy())
+        data = memoryview(_bytes(values))
         try:
             while data:
                 data = data[self._file.write(data) :]
@@ -83,13 +84,17 @@ class TraceFile:
         start, dtype, shape = place
         values = torch.empty(shape, dtype=dtype)
         self._file.seek(start)
-        into: Any = memoryview(values.view(-1).view(torch.uint8).numpy())
+        into = memoryview(_bytes(values))
         while into:
             count = self._file.readinto(into)  # type: ignore[attr-defined]
             if not count:
                 raise InterpError("a scratch file was cut off while it was in use; compare again")
             into = into[count:]
         return values
+
+
+def _bytes(values: Tensor) -> Any:
+    return values.view(-1).view(torch.uint8).numpy()
 
 
 def _unwritable(error: OSError) -> InterpError:

@@ -76,7 +76,8 @@ def test_compare_contrasts_first_differences_and_says_what_it_summed(pair):
     assert total == pytest.approx(cmp["logit_diff"].values, abs=1e-4)
     found = cmp.summary().set_index("finding")["estimate"]
     difference = cmp["logprob_diff"].sel(model="tuned") - cmp["logprob_diff"].sel(model="base")
-    assert found["log P(' very bad') - log P(' very good fun'): tuned minus base"] == pytest.approx(float(difference.mean()))
+    words = "log P(' very bad') - log P(' very good fun'): tuned minus base"
+    assert found[words] == pytest.approx(float(difference.mean()))
 
 
 def test_a_model_against_itself_differs_by_exactly_nothing(make_model, tokenizer):

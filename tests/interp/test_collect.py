@@ -25,7 +25,7 @@ def batch(rows, width, steps, seed):
 
 @pytest.mark.parametrize("widths", [(4, 7, 2), (7, 4, 4), (3, 3, 9)])
 def test_against_xarray(widths):
-    batches = [batch(rows, width, 1 + width // 3, seed) for seed, (rows, width) in enumerate(zip((5, 5, 2), widths))]
+    batches = [batch(rows, width, 1 + width // 3, width) for rows, width in zip((5, 5, 2), widths, strict=True)]
     collector = Collector(12)
     for first, each in zip((0, 5, 10), batches, strict=True):
         collector.add(first, each)

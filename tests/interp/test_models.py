@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from interp.errors import FidelityError, LoadError, MeasureError, UnknownFamily
+from interp.errors import FidelityError, LoadError, MeasureError
 from interp.hooks import Site, capture
 from interp.models import Policy, RewardModel, check_fidelity
 from interp.prompts import make_batch

@@ -128,7 +128,9 @@ def test_a_chat_that_the_template_does_not_take(tokenizer, template, chat, messa
 
 
 @pytest.mark.parametrize(
-    "make", [lambda ids: ids, np.array, torch.tensor, lambda ids: [np.array(row) for row in ids]], ids=["lists", "an array", "a tensor", "arrays"]
+    "make",
+    [lambda ids: ids, np.array, torch.tensor, lambda ids: [np.array(row) for row in ids]],
+    ids=["lists", "an array", "a tensor", "arrays"],
 )
 def test_token_ids_are_read_as_they_are(tokenizer, make, as_a_user):
     words = [encode(tokenizer, " movie was"), encode(tokenizer, " the plot")]
