@@ -1,13 +1,14 @@
 # make demo      compare the embedded pair, write demo/report.html
 # make test      fast tests (5 minutes); make test-all adds the slow ones
 # make lint      ruff and mypy
+# make bench     time and memory, each figure beside its limit (15 minutes on a quiet machine)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
-.PHONY: demo test test-all lint install clean
+.PHONY: demo test test-all lint bench install clean
 
 install: $(READY)
 
@@ -34,6 +35,9 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python benchmarks/compare.py
 
 clean:
 	rm -rf $(VENV) demo build dist *.egg-info

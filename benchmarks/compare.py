@@ -206,14 +206,23 @@ def data_folder() -> Path:
     return Path(os.environ.get("INTERP_DATA", ROOT.parent / "shared" / "data"))
 
 
-def real_prompts(count: int) -> list[str]:
-    """Openings of about 16 tokens out of stories and film reviews, each different."""
+LONGEST = 20  # tokens: peak memory is that of the longest batch, which must not depend on how many there are
+
+
+def real_prompts(count: int, tokenizer: Any) -> list[str]:
+    """Openings of 12 to 20 tokens out of stories and film reviews, all different."""
     files = [data_folder() / "tinystories" / "tinystories_train_head.txt", data_folder() / "imdb-sample" / "texts.csv"]
     words = " ".join(file.read_text(encoding="utf-8", errors="replace") for file in files if file.is_file()).split()
-    if len(words) < 2000:
-        raise SystemExit(f"no real texts under {data_folder()}; set INTERP_DATA")
-    step = max(1, (len(words) - 8) // count)
-    return [" ".join(words[(i * step) % (len(words) - 8) :][:8]) for i in range(count)]
+    step, found = 7, []
+    for start in range(0, len(words) - 12, step):
+        text = " ".join(words[start : start + 10])
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if len(ids) >= 12:
+            found.append(tokenizer.decode(ids[: LONGEST - 1]).strip())
+    chosen = list(dict.fromkeys(found))[:count]
+    if len(chosen) < count:
+        raise SystemExit(f"{len(chosen)} different prompts of real text under {data_folder()}, {count} are needed")
+    return chosen
 
 
 def child_memory(folder: str, count: int) -> Row:
@@ -225,9 +234,9 @@ def child_memory(folder: str, count: int) -> Row:
 
     torch.set_num_threads(THREADS)
     assert interp.compare  # the library itself is loaded when a name of it is first used
-    prompts = interp.Prompts(real_prompts(count), answers=(" good", " bad"), multi_token="first")
     started = peak_mb()
     tuned = Policy.load(folder)
+    prompts = interp.Prompts(real_prompts(count, tuned.tokenizer), answers=(" good", " bad"), multi_token="first")
     with torch.no_grad():
         tuned.model.model.layers[2].mlp.down_proj.weight.mul_(1.2)
     loaded = peak_mb()

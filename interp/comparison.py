@@ -237,7 +237,7 @@ def compare(
         scorer,
         draws,
         own_tokens=models.mismatch is not None,
-        turns=InTurn(tuple(held)) if in_memory == "one" else Together(),
+        turns=InTurn.of(held) if in_memory == "one" else Together(),
         progress=progress or no_progress,
     )
     datasets = run_measures(models.base, models.others, prompts, run)

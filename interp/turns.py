@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol, runtime_checkable
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from interp.hooks import Site
 from interp.models import Policy, Trace
-from interp.models.mapped import release
+from interp.models.mapped import Pages, pages_of
 from interp.prompts import Batch
 from interp.scratch import SCRATCH_BYTES, TraceFile
 
@@ -75,18 +75,23 @@ class InTurn:
     least; each chunk reads every model once more.
 
     Attributes:
-        models: every model that takes a turn.
+        pages: of every model that takes a turn.
         scratch_bytes: most that both scratch files hold, in bytes.
     """
 
-    models: tuple[nn.Module, ...]
-    scratch_bytes: int = field(default=SCRATCH_BYTES)
+    pages: tuple[Pages, ...]
+    scratch_bytes: int = SCRATCH_BYTES
+
+    @classmethod
+    def of(cls, models: Iterable[nn.Module], scratch_bytes: int = SCRATCH_BYTES) -> InTurn:
+        """Turns of these models."""
+        return cls(tuple(map(pages_of, models)), scratch_bytes)
 
     def only(self, policy: Policy | None) -> None:
         """Give back the pages of every model but that of `policy`."""
-        for each in self.models:
-            if policy is None or each is not policy.model:
-                release(each)
+        for each in self.pages:
+            if policy is None or each.model is not policy.model:
+                each.release()
 
     def pairs(
         self, base: Policy, others: Sequence[Policy], batches: Iterable[Batch], sites: Sequence[Site]

@@ -28,22 +28,45 @@ _MAPPINGS = Path("/proc/self/smaps")
 
 
 @dataclass(frozen=True)
-class _Mapping:
-    """A range of addresses that shows a file.
+class Pages:
+    """Where a model's weights show a file that nobody has written over.
 
     Attributes:
-        start: first address.
-        end: the address behind the last.
-        clean: nobody wrote to it, so the file holds all that it shows.
+        model: the model.
+        ranges: first address of each mapping, and the address behind its last.
+        share: how much of the weights lies there, by bytes.
     """
 
-    start: int
-    end: int
-    clean: bool
+    model: nn.Module
+    ranges: tuple[tuple[int, int], ...]
+    share: float
+
+    def release(self) -> None:
+        """Give the memory back; it comes again when it is next read. Nobody may write to the weights in between.
+
+        Weights that lie elsewhere stay.
+        """
+        if not self.ranges:
+            return
+        library = ctypes.CDLL(None, use_errno=True)
+        for start, end in self.ranges:
+            library.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
 
 
-def _file_mappings() -> Iterator[_Mapping]:
-    """The file mappings of this process; none where the system does not tell (it is Linux that does)."""
+def pages_of(model: nn.Module) -> Pages:
+    """Find the pages of a model. It takes some milliseconds; on other systems than Linux there are none."""
+    storages = {s.data_ptr(): s.nbytes() for s in (weight.untyped_storage() for weight in model.parameters())}
+    found, inside = [], 0
+    for start, end in _unchanged_files():
+        held = sum(size for address, size in storages.items() if start <= address and address + size <= end)
+        if held:
+            found.append((start, end))
+            inside += held
+    return Pages(model, tuple(found), inside / max(1, sum(storages.values())))
+
+
+def _unchanged_files() -> Iterator[tuple[int, int]]:
+    """The address ranges of this process that show a file, those left out that somebody wrote to."""
     if not _MAPPINGS.is_file():
         return
     start, end, inode = 0, 0, 0
@@ -52,38 +75,8 @@ def _file_mappings() -> Iterator[_Mapping]:
         if not words[0].endswith(":"):
             start, end = (int(address, 16) for address in words[0].split("-"))
             inode = int(words[4])
-        elif words[0] == "Anonymous:" and inode:
-            yield _Mapping(start, end, int(words[1]) == 0)
-
-
-def _clean_mappings(model: nn.Module) -> tuple[list[_Mapping], int, int]:
-    """The clean file mappings that hold weights of `model`, and the bytes of its weights inside and in all."""
-    storages = {s.data_ptr(): s.nbytes() for s in (weight.untyped_storage() for weight in model.parameters())}
-    found, inside = [], 0
-    for each in _file_mappings():
-        held = sum(size for address, size in storages.items() if each.start <= address and address + size <= each.end)
-        if held and each.clean:
-            found.append(each)
-            inside += held
-    return found, inside, sum(storages.values())
-
-
-def is_mapped(model: nn.Module, *, share: float = 0.9) -> bool:
-    """Whether at least `share` of a model's weights, by bytes, is mapped from files and unchanged since."""
-    _, inside, total = _clean_mappings(model)
-    return inside >= share * total
-
-
-def release(model: nn.Module) -> None:
-    """Give back the memory of weights that are mapped from a file; they come back when they are next read.
-
-    Nothing changes but memory and time: weights that are not mapped, or that somebody wrote to, stay.
-    """
-    if not hasattr(mmap, "MADV_DONTNEED"):
-        return
-    library = ctypes.CDLL(None, use_errno=True)
-    for each in _clean_mappings(model)[0]:
-        library.madvise(ctypes.c_void_p(each.start), ctypes.c_size_t(each.end - each.start), mmap.MADV_DONTNEED)
+        elif words[0] == "Anonymous:" and inode and int(words[1]) == 0:
+            yield start, end
 
 
 _SHARD = "200MB"
@@ -109,15 +102,16 @@ def out_of_memory(policy: Policy, name: str, *, own: bool) -> Policy:
         raise LoadError(
             f'in_memory="one" saves the memory of the CPU, {name} is on {policy.device}; leave one of them out'
         )
-    if not is_mapped(policy.model):
+    pages = pages_of(policy.model)
+    if pages.share < 0.9:
         if not own:
             raise LoadError(
                 f'in_memory="one" reads models from their files, {name} is a loaded {type(policy.model).__name__};'
                 " name its folder, or leave in_memory out"
             )
         model = _copied(policy.model)
-        policy = replace(policy, model=model, parts=Parts(model))
-    release(policy.model)
+        policy, pages = replace(policy, model=model, parts=Parts(model)), pages_of(model)
+    pages.release()
     return policy
 
 

@@ -1,10 +1,11 @@
 """One model in memory at a time: the same numbers, a scratch file that goes, weights that leave and come back."""
 
-import copy
+import contextlib
 import os
 import resource
 import signal
 import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from interp.errors import InterpError, LoadError, PromptError
 from interp.hooks import Site
 from interp.measures import MEASURES
 from interp.models import Policy
-from interp.models.mapped import is_mapped, out_of_memory, release
+from interp.models.mapped import out_of_memory, pages_of
 from interp.prompts import make_batch
 from interp.scratch import TraceFile
 from interp.turns import InTurn, Together
@@ -43,23 +44,36 @@ def scratch(tmp_path, monkeypatch):
 
 
 def open_files():
-    return {
-        os.readlink(f"/proc/self/fd/{fd}")
-        for fd in os.listdir("/proc/self/fd")
-        if os.path.exists(f"/proc/self/fd/{fd}")
-    }
+    """Files without a name that this process holds open."""
+    found = []
+    for each in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the one by which this folder is read
+            found.append(os.readlink(each))
+    return sorted(name for name in found if name.endswith("(deleted)"))
 
 
 def policies(folders):
     return [out_of_memory(Policy.load(folder), folder.name, own=True) for folder in folders]
 
 
-@pytest.mark.parametrize("scratch_bytes", [0, 150_000, 2**30])
-def test_every_measure_is_the_same_bit_for_bit_in_any_number_of_chunks(folders, scratch_bytes, scratch):
+@pytest.mark.parametrize("scratch_bytes", [0, 2**30])
+def test_traces_are_measured_the_same_in_any_number_of_chunks(folders, scratch_bytes, scratch):
+    models = policies(folders)
+    prompts = interp.Prompts(TEXTS, answers=ANSWERS)
+    found = []
+    for turns in (Together(), InTurn.of([each.model for each in models], scratch_bytes)):
+        settings = Settings(("kl", "attribution"), 2, 0, 4, None, turns=turns)
+        found.append(run_measures(models[0], models[1:], prompts, settings))
+    for expected, got in zip(*found, strict=True):
+        xr.testing.assert_identical(expected, got)
+
+
+@pytest.mark.slow
+def test_every_measure_is_the_same_bit_for_bit(folders, scratch, scratch_bytes=150_000):
     models = policies(folders)
     prompts = interp.Prompts(TEXTS, answers=ANSWERS, continuations=[" very bad"] * len(TEXTS), multi_token="sum")
     found = {}
-    for turns in (Together(), InTurn(tuple(each.model for each in models), scratch_bytes)):
+    for turns in (Together(), InTurn.of([each.model for each in models], scratch_bytes)):
         settings = Settings(tuple(MEASURES), 2, 0, 4, None, draws=2, turns=turns)
         found[type(turns)] = run_measures(models[0], models[1:], prompts, settings)
     for expected, got in zip(found[Together], found[InTurn], strict=True):
@@ -67,6 +81,7 @@ def test_every_measure_is_the_same_bit_for_bit_in_any_number_of_chunks(folders, 
     assert not list(scratch.iterdir())
 
 
+@pytest.mark.slow
 def test_through_compare_with_a_null_run_a_replicate_and_a_reward(folders, tokenizer, scratch):
     from tests.interp.test_models import classifier
 
@@ -93,7 +108,7 @@ def test_how_many_batches_a_chunk_holds(folders):
         size = file.size
     for limit, chunks in ((0, 5), (4 * size, 3), (10 * size, 1)):
         seen.clear()
-        pairs = Watched((base.model, tuned.model), limit).pairs(base, [tuned], batches, [])
+        pairs = Watched.of([base.model, tuned.model], limit).pairs(base, [tuned], batches, [])
         assert [pair.number for pair in pairs] == list(range(5))
         assert seen.count(base.model) == seen.count(tuned.model) == chunks
 
@@ -125,7 +140,7 @@ class TestScratch:
         base, tuned = policies(folders[:2])
         before = open_files()
         with pytest.raises(stop):
-            for _ in InTurn((base.model, tuned.model)).pairs(base, [tuned], [make_batch([[1, 2]])] * 3, []):
+            for _ in InTurn.of([base.model, tuned.model]).pairs(base, [tuned], [make_batch([[1, 2]])] * 3, []):
                 assert len(open_files()) > len(before) and not list(scratch.iterdir())
                 raise stop
         assert open_files() == before and not list(scratch.iterdir())
@@ -151,7 +166,7 @@ def resident(policy):
     """Bytes of a model's weights that are in memory now, as the kernel counts them."""
     addresses = [each.data_ptr() for each in policy.model.parameters()]
     total, inside = 0, False
-    for line in open("/proc/self/smaps"):
+    for line in Path("/proc/self/smaps").read_text().splitlines():
         words = line.split()
         if not words[0].endswith(":"):
             start, end = (int(word, 16) for word in words[0].split("-"))
@@ -170,8 +185,10 @@ class TestMapped:
     def test_weights_leave_and_come_back(self, policy):
         expected = {name: value.clone() for name, value in policy.model.state_dict().items()}
         size = sum(each.nbytes for each in policy.model.parameters())
-        assert is_mapped(policy.model) and resident(policy) > 0.9 * size
-        release(policy.model)
+        assert resident(policy) > 0.9 * size
+        pages = pages_of(policy.model)
+        assert pages.share == 1
+        pages.release()
         assert resident(policy) < 0.1 * size
         for name, value in policy.model.state_dict().items():
             assert torch.equal(value, expected[name]), name
@@ -180,16 +197,21 @@ class TestMapped:
     def test_what_somebody_wrote_stays(self, policy):
         with torch.no_grad():
             policy.model.transformer.h[2].mlp.c_fc.weight.fill_(7)
-        assert not is_mapped(policy.model)
-        release(policy.model)
+        pages = pages_of(policy.model)
+        assert pages.share == 0
+        pages.release()
         assert (policy.model.transformer.h[2].mlp.c_fc.weight == 7).all()
 
     def test_weights_of_another_dtype_are_mapped_from_a_copy(self, tokenizer, tmp_path, scratch):
         folder = save(tiny_gpt2().bfloat16(), tmp_path / "half", tokenizer)
         loaded = Policy.load(folder, dtype="float32")
-        assert not is_mapped(loaded.model)
+        assert pages_of(loaded.model).share == 0
         policy = out_of_memory(loaded, "base", own=True)
-        assert is_mapped(policy.model) and policy.description == loaded.description and not list(scratch.iterdir())
+        assert (
+            pages_of(policy.model).share == 1
+            and policy.description == loaded.description
+            and not list(scratch.iterdir())
+        )
         for name, value in policy.model.state_dict().items():
             assert torch.equal(value, loaded.model.state_dict()[name])
         batch = make_batch([[1, 2, 3]])
@@ -202,13 +224,13 @@ class TestMapped:
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(policy.model, "save_pretrained", full)
-        with pytest.raises(InterpError, match="cannot write weights to .* the disk is full"):
+        with pytest.raises(InterpError, match="cannot write weights to .*the disk is full"):
             out_of_memory(policy, "base", own=True)
 
-    def test_a_loaded_module_is_refused(self, folders, tokenizer):
+    def test_a_loaded_module_is_refused(self, tokenizer, tmp_path):
+        folder = tmp_path / "base"
         with pytest.raises(LoadError, match='in_memory="one" reads models from their files, tuned is a loaded GPT2LM'):
-            interp.compare(tiny_gpt2(), tiny_gpt2(), TEXTS, tokenizer=tokenizer, in_memory="one") if False else None
-            interp.compare(folders[0], copy.deepcopy(tiny_gpt2()), TEXTS, in_memory="one", measures=["weights"])
+            interp.compare(save(tiny_gpt2(), folder, tokenizer), tiny_gpt2(), TEXTS, in_memory="one")
 
     def test_another_word_is_refused(self, folders):
         with pytest.raises(PromptError, match='in_memory is "all" or "one", not \'two\''):
@@ -234,4 +256,4 @@ def test_kept_examples_are_those_that_would_be_traced_again(make_model, tokenize
     small = interp.compare(base, tuned, prompts, measures=["attention"], batch_size=1)["pattern"]
     for other in (again, small):
         assert other.dims == kept.dims and other.sizes == kept.sizes
-        np.testing.assert_allclose(kept, other, atol=1e-6)
+        np.testing.assert_allclose(kept, other, atol=1e-5)
