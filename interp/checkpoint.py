@@ -30,6 +30,11 @@ def check_folder(folder: Path, *, allow_pickle: bool = False) -> None:
                 raise LoadError(f"{folder} is {what}")
         raise LoadError(f"{folder} has no config.json; name a folder that save_pretrained wrote")
     _check_config(folder / "config.json")
+    if (folder / "adapter_config.json").is_file():
+        raise LoadError(
+            f"{folder} holds a model and a LoRA adapter, and which is meant cannot be known; move the adapter_* files"
+            " or the model's to a folder of their own"
+        )
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         files = sorted({folder / name for name in _weight_map(index).values()})

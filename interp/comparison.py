@@ -22,7 +22,7 @@ from interp.io import atomic_folder
 from interp.loading import DeviceMap
 from interp.measures import as_names, check_measures
 from interp.models import Policy, RewardModel, Source
-from interp.models.lineup import Lineup, load_lineup
+from interp.models.lineup import Lineup, load_lineup, remarks
 from interp.plot import Plots
 from interp.prompts import Prompts
 from interp.report import write as write_report
@@ -252,11 +252,20 @@ def compare(
     }
     common = {"seed": seed, "settings": settings, "reward": dict(scorer.description) if scorer else None}
     labelled = [
-        data.assign_attrs(_attributes(models, other, **common))
+        data.assign_attrs(
+            _attributes(models, other, **common),
+            remarks="\n".join(
+                filter(None, [str(data.attrs.get("remarks", "")), *remarks(models.base, other, _read_texts(data))])
+            ),
+        )
         for data, other in zip(datasets, models.others, strict=True)
     ]
     count = 1 + len(models.controls)
     return Comparison(labelled[0], tuple(labelled[1:count]), tuple(labelled[count:]))
+
+
+def _read_texts(data: xr.Dataset) -> list[str]:
+    return [str(text) for text in data["text"].values] if "text" in data.coords else []
 
 
 def check_settings(**settings: Any) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from interp.collect import Collector
-from interp.errors import PromptError
+from interp.errors import PromptError, TokenizerMismatch
 from interp.hooks import Site
 from interp.measures import TRACE_MEASURES, TraceMeasure
 from interp.measures.answers import answers
@@ -19,6 +19,7 @@ from interp.measures.completions import completions
 from interp.measures.ov import ov_circuits
 from interp.measures.shared import mass_outside
 from interp.measures.weights import weights
+from interp.memory import give_back_free_memory
 from interp.models import Policy, RewardModel, Trace
 from interp.prompts import Batch, Prompts, TokenizedPrompts
 from interp.turns import Pair, Together, Turns
@@ -35,6 +36,9 @@ KEPT_BYTES = 2**25
 TEXT_MEASURES = ("completions",)
 """Measures that need neither a shared vocabulary nor models of one shape."""
 
+GIVE_BACK_EVERY = 8
+"""Batches after which freed memory goes back to the system; it takes milliseconds."""
+
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 
@@ -49,6 +53,14 @@ def check_lengths(tokens: TokenizedPrompts, policies: Sequence[Policy]) -> None:
     Raises:
         PromptError: with the prompt's length and the limit.
     """
+    rows = min(policy.parts.embedding().shape[0] for policy in policies)
+    for index, ids in enumerate(tokens.prompt_ids):
+        rest = tokens.response_ids[index] if tokens.response_ids is not None else ()
+        if max((*ids, *rest), default=0) >= rows:
+            raise TokenizerMismatch(
+                f"prompt {index} has the token id {max((*ids, *rest))}, the models have {rows} tokens; pass the"
+                " tokenizer that they were trained with (tokenizer=)"
+            )
     limits = [policy.context_length for policy in policies if policy.context_length is not None]
     if not limits:
         return
@@ -124,6 +136,8 @@ def run_measures(base: Policy, others: Sequence[Policy], prompts: Prompts, setti
             kept[pair.other] = _kept_examples(pair, len(tokens))
         settings.progress("prompts", done + 1, len(starts) * len(others))
         del pair  # or this batch's activations would stay until the next one's are there too
+        if done % GIVE_BACK_EVERY == 0:
+            give_back_free_memory()
     texts = _texts(base, prompts, tokens)
     results = []
     for index, other in enumerate(others):

@@ -132,6 +132,8 @@ def check_new_folder(
         InterpError: with the remedy.
     """
     target = Path(path)
+    if not target.name or target.name == "..":
+        raise InterpError(f"{path} is the folder you are in; name a new folder")
     if target.is_dir() and any(target.iterdir()):
         if not (target / owned_by).is_file():
             raise InterpError(f"{target} holds other files; name a new folder, nothing there was touched")

@@ -53,6 +53,10 @@ def read(path: str | os.PathLike[str]) -> tuple[xr.Dataset, dict[str, tuple[xr.D
         found = data.attrs.get("format")
         if found != FORMAT:
             raise FormatError(f"{file} has format {found}, this version reads {FORMAT}; update rlhf-interp")
+        lacking = [name for name in ("seed", "base", "tuned") if name not in data.attrs]
+        lacking += [name for name in ("text", "group") if name not in data.coords]
+        if lacking:
+            raise FormatError(f"{file} is damaged (it has no {lacking[0]}); compare again")
         counts = {name: len(json.loads(data.attrs.get(f"{name}s", "[]"))) for name in ("control", "replicate")}
         runs = {
             name: tuple(_group(file, f"{name}_{index}") for index in range(count)) for name, count in counts.items()

@@ -83,7 +83,9 @@ def interval_notes(data: xr.Dataset) -> list[str]:
     groups = len(np.unique(data["group"].values))
     found = [remark for remark in str(data.attrs.get("remarks", "")).split("\n") if remark]
     if groups < MIN_PROMPTS:
-        found.append(f"No intervals: {groups} different prompts, and under {MIN_PROMPTS} a bootstrap says nothing.")
+        found.append(
+            f"No intervals: {groups} different prompts or groups, and under {MIN_PROMPTS} a bootstrap says nothing."
+        )
     if groups < SPLIT_PROMPTS:
         found.append(
             f"Under {SPLIT_PROMPTS} different prompts the largest of many are chosen and estimated on the same prompts,"

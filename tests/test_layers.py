@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     row.split()
     for row in """
-    errors
+    errors memory
     io
     prompts pair
     sampling divergences adapters

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +60,31 @@ class Adapter:
         base: the model that it was made for, as its config names it, or None.
         changes: what it does to each module, by the module's path.
         replaced: whole parameters that it brings along, by name (`modules_to_save`, trained biases).
+        config: its adapter_config.json, which says what modules it adapts.
     """
 
     name: str
     base: str | None
     changes: Mapping[str, Change]
     replaced: Mapping[str, Tensor]
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    def adapts(self, path: str) -> bool:
+        """Whether the config names the module at `path`, as peft reads `target_modules` and its neighbours."""
+        if not _named(self.config.get("target_modules"), path) or _named(self.config.get("exclude_modules"), path):
+            return False
+        layers = self.config.get("layers_to_transform")
+        if layers is None:
+            return True
+        numbers = [int(number) for number in re.findall(r"\.(\d+)\.", path)]
+        return bool(numbers) and numbers[0] in ([layers] if isinstance(layers, int) else layers)
+
+
+def _named(targets: Any, path: str) -> bool:
+    """Whether a regular expression fits a path, or a list names the path's end."""
+    if isinstance(targets, str):
+        return targets != "all-linear" and re.fullmatch(targets, path) is not None
+    return any(path == target or path.endswith(f".{target}") for target in targets or ())
 
 
 def is_adapter(folder: Path) -> bool:
@@ -100,7 +119,10 @@ def read_adapter(folder: str | os.PathLike[str], *, allow_pickle: bool = False) 
     if not tensors:
         raise LoadError(f"{path / WEIGHTS} holds no tensor; save the adapter again with save_pretrained")
     changes = {module: _change(path, config, module, found) for module, found in parts.items()}
-    return Adapter(str(path), config.get("base_model_name_or_path"), changes, replaced)
+    for name in config.get("modules_to_save") or ():
+        if not any(f".{name}." in f".{key}" for key in replaced):
+            raise LoadError(f"{path} lacks {name}, which its config saves whole; save the adapter again")
+    return Adapter(str(path), config.get("base_model_name_or_path"), changes, replaced, config)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -159,6 +181,15 @@ def _change(folder: Path, config: Mapping[str, Any], module: str, parts: Mapping
         raise LoadError(
             f"{folder}: {module} has A of shape {tuple(A.shape)} and B of {tuple(B.shape)}, no low-rank pair;"
             " save the adapter again"
+        )
+    promised = {"use_dora": "lora_magnitude_vector", "lora_bias": "lora_B.bias"}
+    lacking = [name for switch, name in promised.items() if config.get(switch) and name not in parts]
+    if lacking and pair[0] == "lora_A":
+        raise LoadError(f"{folder} lacks {module}.{lacking[0]}, which its config promises; save the adapter again")
+    wanted = _by_pattern(config.get("rank_pattern"), module, config["r"])
+    if len(A) != wanted or not (A.is_floating_point() and B.is_floating_point()):
+        raise LoadError(
+            f"{folder}: {module} has rank {len(A)} in {A.dtype}, its config says rank {wanted}; save the adapter again"
         )
     if not all(bool(torch.isfinite(tensor).all()) for tensor in parts.values()):
         raise LoadError(f"{folder}: the adapter of {module} holds NaN or infinity; train or copy it again")

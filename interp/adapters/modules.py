@@ -111,6 +111,9 @@ def with_adapter(model: nn.Module, adapter: Adapter) -> nn.Module:
                 f"{adapter.name} adapts {path}, which {_name(model)} does not have; {_other_base(adapter)}"
             ) from error
         attach(module, path, change, adapter)
+    for path, module in model.named_modules():
+        if isinstance(module, tuple(_FAST)) and adapter.adapts(path) and path not in adapter.changes:
+            raise LoadError(f"{adapter.name} lacks the tensors of {path}, which its config adapts; copy it again")
     return adapted
 
 

@@ -11,7 +11,7 @@ import typer
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the comparison and its report.")] = Path("demo"),
     retrain: Annotated[
-        bool, typer.Option("--retrain", help="Train the pair again, from nothing, into OUT/pair.")
+        bool, typer.Option("--retrain", help="Train the pair again, from nothing, into OUT-pair.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed of --retrain, and of samples and bootstrap.")] = 0,
 ) -> None:

@@ -31,7 +31,7 @@ def _linear(module: nn.Module) -> tuple[Float[Tensor, "d_in d_out"], Float[Tenso
 def _run(module: nn.Module, value: Tensor) -> Tensor:
     """Run a module where its weights are: those of a model that is spread over devices lie apart."""
     weight = next(module.parameters(), value)
-    value = value.to(weight.device)
+    value = value.to(weight)  # dtype too: a model may read another's residual
     if type(module) is nn.Linear and value.device.type == "cpu" and len(weight) > 4 * _COLUMNS:
         if not torch.is_grad_enabled() and value.dtype == weight.dtype:
             return _by_columns(module, value)

@@ -328,7 +328,8 @@ def register_family(family: Family) -> None:
     """Add a row, so that models of its architectures can be read; it goes before one that covers the same.
 
     Every model is checked when it is loaded: its logits, heads, residual terms and attribution must add up
-    (`interp.models.check_fidelity`), so a wrong row is caught there.
+    (`interp.models.check_fidelity`), so a row that is wrong in `o`, the MLP, a norm or the readout is caught there. The
+    paths of `q`, `k` and `v` enter none of these sums: see to them yourself, they decide the QK and OV circuits.
 
     Raises:
         UnknownFamily: the row is not a Family, or names no architecture.

@@ -57,6 +57,7 @@ def completions(
         turns: which model is in memory when; None: both all the time.
     """
     count, turns = len(prompt_ids), turns or Together()
+    max_new_tokens = min([max_new_tokens, *(p.context_length for p in (base, tuned) if p.context_length is not None)])
     own = [_repeated(draws, *ids) for ids in ((prompt_ids, encoder_ids), tuned_ids or (prompt_ids, encoder_ids))]
     texts, scores, values = [], [], []
     for policy, prompts in zip((base, tuned), own, strict=True):

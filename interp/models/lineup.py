@@ -165,10 +165,12 @@ def _differ(base: str, named: str) -> bool:
 
 
 def _check_same_shape(base: Policy, other: Policy, name: str) -> None:
-    keys = ("family", "layers", "heads", "d_model")
+    keys = ("family", "layers", "heads", "d_model", "d_head", "kv_heads", "neurons")
     shapes = [{key: policy.description[key] for key in keys} for policy in (base, other)]
-    if shapes[0] != shapes[1]:
-        raise MeasureError(f"base is {shapes[0]}, {name} {shapes[1]}; compare a model with its own tuned version")
+    differ = [key for key in keys if shapes[0][key] != shapes[1][key]]
+    if differ:
+        first, second = (", ".join(f"{key} {shape[key]}" for key in differ) for shape in shapes)
+        raise MeasureError(f"base has {first}, {name} {second}; compare a model with its own tuned version")
 
 
 def _mismatch(policies: Sequence[Policy], name: str) -> str | None:
@@ -204,9 +206,14 @@ def _on_shared_tokens(policies: Sequence[Policy], names: Sequence[str]) -> list[
     ends = [shared_tokens(base, policy.tokenizer) or min(widths) for policy in policies if policy.tokenizer is not base]
     known = min(ends, default=1 + max(base.get_vocab().values()))
     extended = any(policy.tokenizer.get_vocab() != base.get_vocab() for policy in policies[1:])
+    narrow = min(widths)
+    if len(set(widths)) == 1 and base.vocab_size > narrow:
+        raise TokenizerMismatch(
+            f"the models predict {narrow} tokens, the tokenizer has {base.vocab_size}: it belongs to another model;"
+            " pass the one that they were trained with (tokenizer=)"
+        )
     if len(set(widths)) == 1 and not extended:
         return list(policies)
-    narrow = min(widths)
     if narrow < known and len(set(widths)) > 1:
         raise TokenizerMismatch(
             f"{names[widths.index(narrow)]} predicts {narrow} tokens, the tokenizer has {known}; pass the one that"
@@ -214,3 +221,44 @@ def _on_shared_tokens(policies: Sequence[Policy], names: Sequence[str]) -> list[
         )
     shared = min(narrow, known) if extended else narrow
     return [policy.limited(shared) for policy in policies]
+
+
+# Fields of a config that change nothing in a forward pass of these models.
+_IDLE = """_name_or_path transformers_version architectures dtype torch_dtype use_cache vocab_size bos_token_id
+eos_token_id pad_token_id sep_token_id decoder_start_token_id id2label label2id problem_type task_specific_params
+initializer_range initializer_factor init_std tokenizer_class max_position_embeddings n_positions n_ctx peft_config
+gradient_checkpointing return_dict output_attentions output_hidden_states auto_map tie_word_embeddings""".split()
+
+
+def _config(model: Any) -> dict[str, Any]:
+    return dict(model.config.to_dict())
+
+
+def remarks(base: Policy, other: Policy, texts: Sequence[str] = (), name: str = "tuned") -> list[str]:
+    """What a reader must know of two models that do not compute, or read, alike.
+
+    Args:
+        base: base model.
+        other: the model that is compared with it.
+        texts: the prompts, as both are to read them.
+        name: how a remark calls the other model.
+    """
+    found = []
+    own = other.tokenizer.get_vocab().keys() - base.tokenizer.get_vocab().keys()
+    shredded = sorted(token for token in own if any(token in text for text in texts))
+    if shredded and shared_tokens(base.tokenizer, other.tokenizer) is not None:
+        found.append(
+            f"The prompts hold {shredded[0]!r}, a token that only {name} has: both models read it in base's pieces, as"
+            f" {name} was not trained to; pass tokenizer={name!r} where base's embedding has a row for it."
+        )
+    kinds = [policy.description["dtype"] for policy in (base, other)]
+    if kinds[0] != kinds[1]:
+        found.append(
+            f"base is in {kinds[0]}, {name} in {kinds[1]}: part of the difference is rounding; dtype= loads both alike."
+        )
+    first, second = (_config(policy.model) for policy in (base, other))
+    keys = [key for key in sorted({*first, *second}) if key not in _IDLE and "drop" not in key and key[:1] != "_"]
+    differ = [f"{key} ({first.get(key)} and {second.get(key)})" for key in keys if first.get(key) != second.get(key)]
+    if differ:
+        found.append(f"The configs of base and {name} differ in {', '.join(differ[:3])}: not all of this is training.")
+    return found

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safetensors import SafetensorError
 from torch import nn
 
 from interp.errors import InterpError, LoadError
@@ -121,8 +122,9 @@ def _copied(model: nn.Module) -> nn.Module:
         with tempfile.TemporaryDirectory(prefix="interp-") as folder:
             model.save_pretrained(folder, max_shard_size=_SHARD)  # type: ignore[operator]
             return load_model(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        reason = os_reason(error) if isinstance(error, OSError) else str(error)
         raise InterpError(
-            f"cannot write weights to {tempfile.gettempdir()} ({os_reason(error)}); make room there, or set TMPDIR to a"
+            f"cannot write weights to {tempfile.gettempdir()} ({reason}); make room there, or set TMPDIR to a"
             " folder on a larger disk"
         ) from error

@@ -190,4 +190,7 @@ def _describe(source: Source, model: nn.Module, parts: Parts, revision: str | No
         "layers": parts.n_layers,
         "heads": parts.n_heads,
         "d_model": parts.d_model,
+        "d_head": parts.d_head,
+        "kv_heads": parts.n_kv_heads,
+        "neurons": parts.W_down(0)[0].shape[0],
     }

@@ -84,7 +84,7 @@ class RewardModel:
             allow_pickle=allow_pickle,
         )
         config: Any = model.config
-        labels = list(config.label2id)
+        labels = _labels(config)
         if label is None and len(labels) == 1:
             label = labels[0]
         if label is None or label not in labels:
@@ -151,3 +151,18 @@ class RewardModel:
         if len(ids) <= limit:
             return ids
         return list(self.tokenizer(text, truncation=True, max_length=limit)["input_ids"])
+
+
+def _labels(config: Any) -> list[str]:
+    """The names of a classifier's labels.
+
+    Raises:
+        LoadError: `label2id` and `id2label` contradict each other, so that a name could mean either column.
+    """
+    by_id, by_name = getattr(config, "id2label", None) or {}, getattr(config, "label2id", None) or {}
+    if {name: index for index, name in by_id.items()} != by_name or sorted(by_id) != list(range(len(by_id))):
+        raise LoadError(
+            f"the reward model's config has id2label {str(by_id)[:80]} and label2id {str(by_name)[:80]}, which do not"
+            " fit together; correct its config.json"
+        )
+    return list(by_name)

@@ -9,6 +9,7 @@ from matplotlib.collections import QuadMesh
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from interp.errors import MeasureError
 from interp.plot.style import (
     PAGE,
     SEQUENTIAL,
@@ -43,7 +44,10 @@ def lens_positions(cmp: Result, *, prompt: int | None = 0, width: float = PAGE) 
     """
     data = cmp.dataset
     need(data, ("lens_pos_kl",), "lens_positions")
-    part = data if prompt is None else data.isel(prompt=[min(prompt, data.sizes["prompt"] - 1)])
+    count = data.sizes["prompt"]
+    if prompt is not None and not -count <= prompt < count:
+        raise MeasureError(f"there is no prompt {prompt}; this comparison has {count}, from 0 on")
+    part = data if prompt is None else data.isel(prompt=[prompt])
     values = average(part["lens_pos_kl"], "site", "pos")
     known = np.flatnonzero(np.isfinite(values).any(0))
     values = values[:, : known[-1] + 1] if len(known) else values[:, :1]

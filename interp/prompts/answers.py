@@ -106,7 +106,8 @@ def with_answers(
         count = next((i for i, (a, b) in enumerate(zip(*ids, strict=False)) if a != b), min(map(len, ids)))
         if count == min(map(len, ids)):
             raise PromptError(
-                f"of the answers {answer!r} and {alternative!r} one is the beginning of the other; choose two that part"
+                f"of the answers {short(answer)} and {short(alternative)} one is the beginning of the other; choose two"
+                " that part"
             )
         shared.append(count)
     if any(shared) and tokens.response_ids is not None:
@@ -127,17 +128,24 @@ def with_answers(
     )
 
 
+def short(text: str, most: int = 60) -> str:
+    """A text as an error quotes it: at most `most` characters of it."""
+    return repr(text) if len(text) <= most else f"{text[:most]!r}..."
+
+
 def _check_first_tokens(pair: AnswerPair, ids: AnswerTokens, mode: str, tokenizer: Any) -> None:
     for answer, found in zip(pair, ids, strict=True):
         if len(found) > 1 and mode == "error":
             tokens = ", ".join(repr(token_text(tokenizer, i)) for i in found[:_LISTED])
             more = ", ..." if len(found) > _LISTED else ""
             raise PromptError(
-                f"the answer {answer!r} is {len(found)} tokens ({tokens}{more}), not one; choose a one-token answer, or"
-                ' pass multi_token="first" (--multi-token first) to contrast first tokens, "sum" for whole answers'
+                f"the answer {short(answer)} is {len(found)} tokens ({tokens}{more}), not one; choose a one-token"
+                ' answer, or pass multi_token="first" (--multi-token first) to contrast first tokens, "sum" for whole'
+                " answers"
             )
     if ids[0][0] == ids[1][0]:
         several = ', or pass multi_token="sum" (--multi-token sum)' if ids[0] != ids[1] else ""
         raise PromptError(
-            f"the answers {pair[0]!r} and {pair[1]!r} share their first token; choose two that differ{several}"
+            f"the answers {short(pair[0])} and {short(pair[1])} share their first token; choose two that"
+            f" differ{several}"
         )

@@ -283,7 +283,11 @@ def _parquet(file: Path) -> Table:
     def read(columns: list[str] | None) -> Any:
         try:
             with file.open("rb") as source:  # Python's own errors name the reason
-                return parquet.read_schema(source) if columns is None else parquet.read_table(source, columns=columns)
+                return (
+                    parquet.read_schema(source)
+                    if columns is None
+                    else parquet.read_table(source, columns=columns, use_threads=False)
+                )
         except (OSError, pyarrow.ArrowException) as error:
             known = isinstance(error, OSError) and error.strerror
             reason = os_reason(error) if known else "it is no Parquet file, or a damaged one"
