@@ -146,6 +146,7 @@ def speed(quick: bool, repeats: int) -> list[Row]:
     extra = [name for name in MEASURES if name not in DEFAULT_MEASURES]
     jobs: dict[str, Callable[[], Any]] = {"default set, whole": lambda: bench.measures(DEFAULT_MEASURES)}
     if bench.bridges:
+        print("speed: TransformerLens beside it", file=sys.stderr)
         jobs["TransformerLens: both models run with the same sites cached"] = lambda: bench.peer(cache_only=True)
         jobs["TransformerLens: the nearest to the default set"] = lambda: bench.peer(cache_only=False)
     bare: list[float] = []
@@ -158,7 +159,7 @@ def speed(quick: bool, repeats: int) -> list[Row]:
             round_[name] = seconds(job)
             around.append(seconds(bench.bare))
         round_ |= {f"  of it: {name}": taken for name, taken in bench.parts(DEFAULT_MEASURES).items()}
-        if repeat in (0, repeats):
+        if repeat == repeats:
             round_ |= {f"by name: {name} alone": seconds(lambda: bench.measures([name])) for name in extra}  # noqa: B023
         around.append(seconds(bench.bare))
         if repeat:

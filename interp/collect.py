@@ -10,7 +10,7 @@ import xarray as xr
 
 from interp.measures.arrays import as_variable
 
-SINGLE = frozenset({"head", "pos"})
+SINGLE = frozenset({"head", "pos", "rank", "site"})
 """Tables over these dims are kept in float32, as activations are: they are nearly all of a result's memory."""
 
 
@@ -29,6 +29,7 @@ class Collector:
         self._values: dict[Hashable, np.ndarray] = {}
         self._described: dict[Hashable, tuple[tuple[Hashable, ...], dict[Any, Any]]] = {}
         self._coords: dict[Hashable, xr.DataArray] = {}
+        self._strings: dict[str, int] = {"": 0}
 
     def add(self, first: int, data: xr.Dataset) -> None:
         """Write the variables of a batch whose first prompt is `first`."""
@@ -40,10 +41,18 @@ class Collector:
             if array.dims[0] != "prompt":
                 raise ValueError(f"{name} has the dims {array.dims}; the first dim of a measure is prompt")
             self._described.setdefault(name, (array.dims, dict(array.attrs)))
+            if values.dtype == object:
+                values = self._numbered(values)
             if values.dtype == np.float64 and not SINGLE.isdisjoint(map(str, array.dims)):
                 values = values.astype(np.float32)
             held = self._room(name, values)
             held[(slice(first, first + len(values)), *map(slice, values.shape[1:]))] = values
+
+    def _numbered(self, texts: np.ndarray) -> np.ndarray:
+        """Strings by their number in the order in which they first came, which takes half the room of an object."""
+        known = self._strings
+        numbers = [known.setdefault(text, len(known)) for text in texts.ravel()]
+        return np.array(numbers, dtype=np.int32).reshape(texts.shape)
 
     def _room(self, name: Hashable, values: np.ndarray) -> np.ndarray:
         """The array of a variable, large enough for `values`."""
@@ -59,16 +68,18 @@ class Collector:
         return held
 
     def dataset(self) -> xr.Dataset:
-        """Everything that was added."""
-        variables = {
-            name: as_variable(dims, self._values[name], attrs) for name, (dims, attrs) in self._described.items()
-        }
+        """Everything that was added; to be called once, as it gives its arrays away."""
+        texts = np.array(list(self._strings), dtype=object)
+        variables = {}
+        for name, (dims, attrs) in self._described.items():
+            values = self._values.pop(name)
+            variables[name] = as_variable(dims, texts[values] if values.dtype == np.int32 else values, attrs)
         return xr.Dataset(variables, coords=self._coords)
 
 
 def _filling(dtype: np.dtype) -> tuple[Any, np.dtype]:
     """What stands where no batch wrote, and a dtype that can hold it beside values of `dtype`."""
-    if dtype.hasobject:
-        return "", dtype
+    if dtype == np.int32:  # the number of the empty string
+        return 0, dtype
     kept = dtype if np.issubdtype(dtype, np.floating) else np.dtype(np.float64)
     return np.nan, kept

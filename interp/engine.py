@@ -36,7 +36,7 @@ KEPT_BYTES = 2**25
 TEXT_MEASURES = ("completions",)
 """Measures that need neither a shared vocabulary nor models of one shape."""
 
-GIVE_BACK_EVERY = 8
+GIVE_BACK_EVERY = 1
 """Batches after which freed memory goes back to the system; it takes milliseconds."""
 
 Progress = Callable[[str, int, int], None]
@@ -121,6 +121,7 @@ def run_measures(base: Policy, others: Sequence[Policy], prompts: Prompts, setti
         settings = replace(settings, own_tokens=True)
     tokens = prompts.tokenize(base.tokenizer, decoder_start=base.decoder_start)
     check_lengths(tokens, [base, *others])
+    give_back_free_memory()
     chosen = [TRACE_MEASURES[name] for name in settings.measures if name in TRACE_MEASURES]
     if chosen and base.parts.vocab is not None:
         chosen.append(TraceMeasure(mass_outside))

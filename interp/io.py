@@ -173,12 +173,17 @@ def atomic_folder(
         raise InterpError(f"cannot write {target}: {os_reason(error)}") from error
     try:
         yield temporary
-        _ordinary_permissions(temporary)
-        _swap(temporary, target)
+        publish_folder(temporary, target)
     except OSError as error:
         raise InterpError(f"cannot write {target}: {os_reason(error)}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def publish_folder(folder: Path, target: Path) -> None:
+    """Move a finished folder to `target`, where an earlier result may lie, with the permissions the umask allows."""
+    _ordinary_permissions(folder)
+    _swap(folder, target)
 
 
 def _ordinary_permissions(folder: Path) -> None:

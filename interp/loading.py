@@ -292,13 +292,26 @@ def load_tokenizer(
         raise LoadError(f"{folder} holds no tokenizer; save one into it, or pass tokenizer=")
     with _quiet():
         try:
-            return transformers.AutoTokenizer.from_pretrained(
+            loaded = transformers.AutoTokenizer.from_pretrained(
                 found.name, trust_remote_code=trust_remote_code, **found.options
             )
         except InterpError:
             raise
         except Exception as error:  # tokenizers raises bare Exception on a damaged file
             raise _failed(error, found.name, "tokenizer") from error
+    _remember_less(loaded)
+    return loaded
+
+
+def _remember_less(tokenizer: Any) -> None:
+    """Bound what a byte-pair encoder remembers of what it has read.
+
+    Its cache takes 10,000 entries, and where a text is not split into words first an entry is a whole text: tens of
+    megabytes that nothing reads again. With 1,000 it is a fifth slower and reads the same ids.
+    """
+    resize = getattr(getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None), "_resize_cache", None)
+    if resize is not None:
+        resize(1000)
 
 
 def _holds_tokenizer(folder: Path) -> bool:

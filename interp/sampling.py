@@ -8,8 +8,9 @@ what differs between their samples is the models' doing.
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,12 +28,14 @@ class Samples:
     """Prompts and the responses sampled after them, as token ids.
 
     Attributes:
-        prompt_ids: prompts, padded on the left.
+        prompt_ids: prompts, padded on the left; of an encoder-decoder model what its decoder reads first.
         prompt_mask: True at the prompts' own tokens.
         response_ids: sampled tokens; the pad id after the end.
         response_mask: True up to and including the first end token.
         logprobs: log-probability in nats of each sampled token under the model itself (temperature 1, nothing
             truncated), float32; 0 where masked.
+        encoder_ids: what an encoder reads, padded on the left; None without an encoder.
+        encoder_mask: True at its own tokens.
     """
 
     prompt_ids: Int[Tensor, "sample prompt_pos"]
@@ -40,6 +43,8 @@ class Samples:
     response_ids: Int[Tensor, "sample step"]
     response_mask: Bool[Tensor, "sample step"]
     logprobs: Float[Tensor, "sample step"]
+    encoder_ids: Int[Tensor, "sample encoder_pos"] | None = None
+    encoder_mask: Bool[Tensor, "sample encoder_pos"] | None = None
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -60,6 +65,7 @@ def sample(
     pad_id: int,
     indices: Sequence[int] | None = None,
     encoder: Sequence[Sequence[int]] | None = None,
+    each_step: Callable[[Float[Tensor, "sample vocab"]], None] | None = None,
 ) -> Samples:
     """Sample one response to each prompt, all in one batch, with a key-value cache.
 
@@ -83,26 +89,28 @@ def sample(
         pad_id: stands left of shorter prompts and right of ended responses; never seen by attention or by a loss.
         indices: index of each prompt's sample, instead of `first_index` and its successors.
         encoder: for an encoder-decoder model the token ids that its encoder reads for each prompt; it reads them once.
+        each_step: called with the logits that the tokens of each step are drawn from, those of ended rows included.
 
     Raises:
         PromptError: there is no prompt, one is empty, or the encoder's texts are not one for each prompt.
         InterpError: a setting is out of its range, the context is too short, or the model returned NaN.
     """
+    model = plain(model)
     _check(prompts, max_new_tokens, temperature, top_k, top_p, indices)
     _check_encoder(model, prompts, encoder)
     _check_room(model, max(map(len, prompts)), max_new_tokens)
-    ids = list(indices) if indices is not None else list(range(first_index, first_index + len(prompts)))
+    numbers = list(indices) if indices is not None else list(range(first_index, first_index + len(prompts)))
     device = next(model.parameters()).device
     prompt_ids, prompt_mask = pad_left(prompts, pad_id)
-    uniforms = torch.from_numpy(_uniforms(seed, ids, max_new_tokens)).to(device)
+    uniforms = torch.from_numpy(_uniforms(seed, numbers, max_new_tokens)).to(device)
     loop = _Loop(model, prompt_ids.to(device), prompt_mask.to(device))
     ends = torch.tensor(sorted(set(end_ids)), dtype=torch.long, device=device)
     with evaluating(model), torch.no_grad():
         if encoder is not None:
             loop.encode(encoder, pad_id)
-        steps = list(_steps(loop, uniforms, ends, pad_id, (temperature, top_k, top_p)))
-    columns = (torch.stack(column, dim=1) for column in zip(*steps, strict=True))
-    return Samples(loop.prompt_ids, loop.prompt_mask, *columns)
+        steps = list(_steps(loop, uniforms, ends, pad_id, (temperature, top_k, top_p), each_step))
+    ids, mask, logprobs = (torch.stack(column, dim=1) for column in zip(*steps, strict=True))
+    return Samples(loop.prompt_ids, loop.prompt_mask, ids, mask, logprobs, loop.encoder_ids, loop.encoder_mask)
 
 
 def end_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
@@ -127,23 +135,23 @@ def full_sequences(samples: Samples) -> tuple[Int[Tensor, "sample pos"], Bool[Te
 
 def concatenate(parts: Sequence[Samples], pad_id: int) -> Samples:
     """Several batches as one; prompts are padded further on the left, responses on the right."""
-    before = max(part.prompt_ids.shape[1] for part in parts)
-    after = max(part.response_ids.shape[1] for part in parts)
 
-    def join(name: str, fill: float | int, width: int, left: bool) -> Tensor:
-        rows = []
-        for part in parts:
-            tensor = getattr(part, name)
-            gap = width - tensor.shape[1]
-            rows.append(nn.functional.pad(tensor, (gap, 0) if left else (0, gap), value=fill))
-        return torch.cat(rows)
+    def join(name: str, fill: float | int, *, left: bool) -> Tensor:
+        tensors = [getattr(part, name) for part in parts]
+        width = max(tensor.shape[1] for tensor in tensors)
+        gaps = [width - tensor.shape[1] for tensor in tensors]
+        sides = [(gap, 0) if left else (0, gap) for gap in gaps]
+        return torch.cat([nn.functional.pad(t, side, value=fill) for t, side in zip(tensors, sides, strict=True)])
 
+    both = parts[0].encoder_ids is not None
     return Samples(
-        join("prompt_ids", pad_id, before, True),
-        join("prompt_mask", False, before, True),
-        join("response_ids", pad_id, after, False),
-        join("response_mask", False, after, False),
-        join("logprobs", 0.0, after, False),
+        join("prompt_ids", pad_id, left=True),
+        join("prompt_mask", False, left=True),
+        join("response_ids", pad_id, left=False),
+        join("response_mask", False, left=False),
+        join("logprobs", 0.0, left=False),
+        join("encoder_ids", pad_id, left=True) if both else None,
+        join("encoder_mask", False, left=True) if both else None,
     )
 
 
@@ -157,8 +165,21 @@ def pad_left(
 
 def accepted(model: nn.Module, **arguments: Any) -> dict[str, Any]:
     """Those arguments that the model's forward knows by name (BLOOM, for one, takes no position ids)."""
-    known = inspect.signature(model.forward).parameters
+    kind: Any = type(plain(model))
+    known = _names(kind)
     return {name: value for name, value in arguments.items() if name in known}
+
+
+@functools.cache
+def _names(kind: Any) -> frozenset[str]:
+    """Names of what a class's forward takes; looked up once, for a look takes longer than a small layer."""
+    return frozenset(inspect.signature(kind.forward).parameters)
+
+
+def plain(model: nn.Module) -> nn.Module:
+    """The model of transformers inside a PeftModel, its adapter at work; any other model as it is."""
+    inner: nn.Module = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    return inner
 
 
 @contextlib.contextmanager
@@ -181,12 +202,15 @@ class _Loop:
         self._ids, self._mask, self._positions = prompt_ids, prompt_mask, positions(prompt_mask)
         self._cache: Any = None
         self._encoded: dict[str, Any] | None = None
+        self.encoder_ids: Tensor | None = None
+        self.encoder_mask: Tensor | None = None
 
     def encode(self, encoder: Sequence[Sequence[int]], pad_id: int) -> None:
         """Let the encoder read, once for all steps."""
         ids, mask = (each.to(self.prompt_ids.device) for each in pad_left(encoder, pad_id))
         module: Any = self.model
         outputs = module.get_encoder()(input_ids=ids, attention_mask=mask.long(), return_dict=True)
+        self.encoder_ids, self.encoder_mask = ids, mask
         self._encoded = {"encoder_outputs": outputs, "attention_mask": mask.long()}
 
     def _inputs(self) -> dict[str, Any]:
@@ -216,12 +240,19 @@ class _Loop:
 
 
 def _steps(
-    loop: _Loop, uniforms: Tensor, ends: Tensor, pad_id: int, settings: tuple[float | int, int, float | int]
+    loop: _Loop,
+    uniforms: Tensor,
+    ends: Tensor,
+    pad_id: int,
+    settings: tuple[float | int, int, float | int],
+    each_step: Callable[[Tensor], None] | None,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Token, mask and log-probability of every row, step by step, until all rows have ended."""
     alive = torch.ones(len(uniforms), dtype=torch.bool, device=uniforms.device)
     for uniform in uniforms.unbind(dim=1):
         logits = loop.logits()
+        if each_step is not None:
+            each_step(logits)
         token = _choose(logits, uniform, *settings)
         logprob = torch.log_softmax(logits.float(), dim=-1).gather(1, token[:, None])[:, 0]
         shown = torch.where(alive, token, pad_id)
@@ -261,8 +292,10 @@ def _choose(logits: Tensor, uniform: Tensor, temperature: float | int, top_k: in
     point = uniform[:, None] * cumulative[:, -1:]
     token = torch.searchsorted(cumulative, point, right=True)[:, 0]
     # Rounding may put the point at the very end; the last token of any probability is meant then.
-    last = probabilities.shape[-1] - 1 - (probabilities.flip(-1) > 0).int().argmax(dim=-1)
-    return torch.minimum(token, last)
+    if bool((point >= cumulative[:, -1:]).any()):
+        last = probabilities.shape[-1] - 1 - (probabilities.flip(-1) > 0).int().argmax(dim=-1)
+        token = torch.minimum(token, last)
+    return token
 
 
 def _check(

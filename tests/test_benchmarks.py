@@ -33,3 +33,16 @@ def test_memory_is_measured_on_real_prompts(stories: Path, tmp_path: Path) -> No
     *each, ratio = json.loads((tmp_path / "rows.json").read_text())
     assert len(each) == 2 and all(row["figure"].endswith("MB") for row in each)
     assert ratio["limit"] == "1.1" and 0.5 < ratio["value"] < 1.5
+
+
+@pytest.mark.slow
+def test_training_runs_at_tiny_sizes(tmp_path: Path) -> None:
+    options = ("--quick", "--engines", "native,trlx", "--json", str(tmp_path / "rows.json"))
+    done = run("training.py", *options)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = {row["what"]: row for row in json.loads((tmp_path / "rows.json").read_text())}
+    for kind in ("gpt2", "t5"):
+        assert rows[f"{kind}: native PPO"]["value"] > 0
+        ratio = rows[f"{kind}: native over trlX, processor"]
+        assert ratio["limit"] == "1.5" and (ratio["figure"] == "not installed") is ("value" not in ratio)
+    assert "samples/s" in done.stdout

@@ -9,12 +9,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from training.config import RLHFConfig
+    from training.config import RewardModelConfig, RLHFConfig
+    from training.config.trlx import from_trlx, to_trlx
+    from training.reward_models import train_reward
     from training.run import check, train
 
-__all__ = ["RLHFConfig", "check", "train"]
+__all__ = ["RLHFConfig", "RewardModelConfig", "check", "from_trlx", "to_trlx", "train", "train_reward"]
 
-_HOMES = {"RLHFConfig": "training.config", "check": "training.run", "train": "training.run"}
+_HOMES = {
+    "RLHFConfig": "training.config",
+    "RewardModelConfig": "training.config",
+    "check": "training.run",
+    "from_trlx": "training.config.trlx",
+    "to_trlx": "training.config.trlx",
+    "train": "training.run",
+    "train_reward": "training.reward_models",
+}
 
 
 def __getattr__(name: str) -> Any:

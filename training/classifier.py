@@ -12,14 +12,13 @@ from torch import Tensor, nn
 
 from interp.errors import ConfigError, MissingExtra, TrainingError
 from interp.io import write_json
-from interp.sampling import evaluating
-from training.batches import by_length, pad_right
+from training.batches import pad_right
 from training.config import ClassifierConfig, expand
 from training.events import Progress
-from training.optim import AdamW
 from training.prompts import read_texts
 from training.saving import prove, save
 from training.seeding import derive, seeded
+from training.supervised import fit, predict
 
 
 def read_labelled(config: ClassifierConfig, pair: Path | None = None) -> tuple[list[str], list[int], list[str]]:
@@ -42,10 +41,11 @@ def read_labelled(config: ClassifierConfig, pair: Path | None = None) -> tuple[l
 
 
 def from_backbone(causal: Any, tokenizer: Any, labels: Sequence[str], seed: int) -> nn.Module:
-    """A classifier with a causal model's own backbone and a new linear score head on the last token.
+    """A classifier with a language model's own backbone and a new score head.
 
-    The tokenizer gets its end token as padding where it has none: no text to be classified ends in it, and the
-    classifier finds its last token by the padding.
+    The head reads a causal model's last token, or what transformers pools of a masked one. The tokenizer gets its end
+    token as padding where it has none: no text to be classified ends in it, and the classifier finds its last token by
+    the padding.
 
     Raises:
         TrainingError: the backbones differ, or there is no token to pad with.
@@ -64,9 +64,13 @@ def from_backbone(causal: Any, tokenizer: Any, labels: Sequence[str], seed: int)
     with seeded(derive(seed, "score head")):
         classifier = AutoModelForSequenceClassification.from_config(config)
     try:
-        classifier.base_model.load_state_dict(causal.base_model.state_dict())
+        report = classifier.base_model.load_state_dict(causal.base_model.state_dict(), strict=False)
     except RuntimeError as error:
         raise TrainingError(f"{type(classifier).__name__} cannot take over the backbone: {error}") from error
+    # BERT's language model has no pooler, which belongs to the head of its classifier and is new with it.
+    wrong = [*report.unexpected_keys, *(key for key in report.missing_keys if not key.startswith("pooler."))]
+    if wrong:
+        raise TrainingError(f"{type(classifier).__name__} cannot take over the backbone: {wrong[0]} does not fit")
     return classifier
 
 
@@ -96,8 +100,24 @@ def train_classifier(
     train, heldout = _split(labels, config.heldout, derive(seed, "classifier split"))
     encoded = tokenizer(list(texts), truncation=True, max_length=config.max_length)["input_ids"]
     rows = [list(ids) for ids in encoded]
-    _fit(model, rows, labels, train, tokenizer.pad_token_id, config, seed, progress)
-    logits = _predict(model, [rows[i] for i in heldout], tokenizer.pad_token_id)
+
+    def loss_of(batch: list[int]) -> Tensor:
+        ids, mask = pad_right([rows[train[i]] for i in batch], tokenizer.pad_token_id)
+        target = torch.tensor([labels[train[i]] for i in batch])
+        return nn.functional.cross_entropy(model(input_ids=ids, attention_mask=mask).logits.float(), target)
+
+    fit(
+        model,
+        [len(rows[i]) for i in train],
+        loss_of,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        seed=seed,
+        progress=progress,
+    )
+    logits = predict(model, [rows[i] for i in heldout], tokenizer.pad_token_id)
     card = _card(logits, [labels[i] for i in heldout], list(model.config.id2label.values()), len(train))
     save(model, tokenizer, out)
     prove(model, out, torch.tensor([rows[heldout[0]]]))
@@ -114,48 +134,6 @@ def _split(labels: Sequence[int], heldout: float, seed: int) -> tuple[list[int],
     indices = list(range(len(labels)))
     train, held = train_test_split(indices, test_size=heldout, random_state=seed % 2**32, stratify=list(labels))
     return train, held
-
-
-def _fit(
-    model: nn.Module,
-    rows: list[list[int]],
-    labels: Sequence[int],
-    train: list[int],
-    pad_id: int,
-    config: ClassifierConfig,
-    seed: int,
-    progress: Progress | None,
-) -> None:
-    steps = config.epochs * -(-len(train) // config.batch_size)
-    rate, decay = config.learning_rate, config.weight_decay
-    optimizer = AdamW(model, rate=rate, weight_decay=decay, steps=steps, warmup=0.1)
-    lengths, done = [len(rows[i]) for i in train], 0
-    with seeded(derive(seed, "classifier dropout")):
-        model.train()
-        for epoch in range(config.epochs):
-            for batch in by_length(lengths, config.batch_size, derive(seed, "classifier order", epoch)):
-                ids, mask = pad_right([rows[train[i]] for i in batch], pad_id)
-                target = torch.tensor([labels[train[i]] for i in batch])
-                loss = nn.functional.cross_entropy(model(input_ids=ids, attention_mask=mask).logits.float(), target)
-                if not torch.isfinite(loss):
-                    raise TrainingError(
-                        f"the classifier's loss is {loss.item()} at step {done}; lower its learning_rate"
-                    )
-                optimizer.step(loss)
-                done += 1
-                if progress and (done % 10 == 0 or done == steps):
-                    progress({"stage": "classifier", "step": done, "steps": steps, "loss": loss.item()})
-    model.eval()
-
-
-def _predict(model: nn.Module, rows: list[list[int]], pad_id: int) -> Tensor:
-    """Logits, "text label", float64."""
-    parts = []
-    with evaluating(model), torch.no_grad():
-        for start in range(0, len(rows), 64):
-            ids, mask = pad_right(rows[start : start + 64], pad_id)
-            parts.append(model(input_ids=ids, attention_mask=mask).logits.double())
-    return torch.cat(parts)
 
 
 def _card(logits: Tensor, truth: list[int], names: list[str], trained: int) -> dict[str, Any]:

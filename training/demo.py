@@ -65,9 +65,9 @@ def config(seed: int) -> RLHFConfig:
                 "batch_size": 64,
                 "learning_rate": 1.5e-4,
                 "value_learning_rate": 5e-3,
-                "controls": ["shuffled"],
                 "timings": False,
             },
+            "nulls": {"shuffled": 1},
             "ppo": {"num_rollouts": 128, "chunk_size": 128, "ppo_epochs": 2, "init_kl_coef": 0.1, "vf_coef": 0.5},
         }
     )

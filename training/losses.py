@@ -52,6 +52,22 @@ def per_token_kl_penalty(
     return torch.where(mask, -coefficient * (logprobs - reference_logprobs), 0.0)
 
 
+def adapted_coefficient(coefficient: float, kl: float, target: float, horizon: int, samples: int) -> float:
+    """The KL penalty's weight for the next round, Ziegler et al. 2019, section 2.2.
+
+    e = clip((kl - target) / target, -0.2, 0.2); the weight is multiplied by 1 + e samples / horizon.
+
+    Args:
+        coefficient: the weight in the round just done.
+        kl: mean KL of a whole response in that round, nats.
+        target: what it is steered to, nats.
+        horizon: samples over which it is steered.
+        samples: samples of the round.
+    """
+    error = min(max((kl - target) / target, -0.2), 0.2)
+    return coefficient * (1 + error * samples / horizon)
+
+
 def place_reward(scores: Float[Tensor, " sample"], mask: Bool[Tensor, "sample step"]) -> Float[Tensor, "sample step"]:
     """Each sample's score on its last response token, 0 elsewhere."""
     steps = torch.arange(mask.shape[1], device=mask.device)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
-from interp.errors import ConfigError
-from interp.io import os_reason
+from interp.errors import ConfigError, MissingExtra
 from training.config import PromptsConfig, expand
 from training.seeding import derive, permutation
+from training.tables import FORMATS, decode, is_table, read_columns
 
 
 @dataclass(frozen=True)
@@ -23,25 +24,48 @@ class PromptSplit:
     heldout: tuple[str, ...]
 
 
-def load_prompts(config: PromptsConfig, seed: int, *, pair: str | os.PathLike[str] | None = None) -> PromptSplit:
+def load_prompts(
+    config: PromptsConfig, seed: int, *, pair: str | os.PathLike[str] | None = None, dataset: Any = None
+) -> PromptSplit:
     """Read, cut, deduplicate, shuffle by the seed, and split.
 
     Texts with fewer than `config.words` words are left out: they are whole texts, with nothing to complete.
 
+    Args:
+        config: where the texts come from and how they are cut.
+        seed: seed of the order, and so of the split.
+        pair: the pair's own folder, which `${PAIR}` stands for.
+        dataset: a `datasets.Dataset` (or a dictionary of them by split) instead of what the config names.
+
     Raises:
-        ConfigError: a file cannot be read, the column is absent, or too few prompts are left.
+        ConfigError: a file or dataset cannot be read, the column is absent, or too few prompts are left.
+        MissingExtra: a dataset is named and `datasets` is not installed.
     """
-    texts = [t for file in config.files for t in read_texts(expand(file, pair=pair), config.column, config.unit)]
+    if dataset is not None:
+        texts = _texts_of(dataset, config, "the dataset")
+    elif config.dataset is not None:
+        texts = _load_dataset(config, pair)
+    else:
+        texts = [t for file in config.files for t in read_texts(expand(file, pair=pair), config.column, config.unit)]
     cut = (first_words(text, config.words) for text in texts)
-    unique = list(dict.fromkeys(prompt for prompt in cut if prompt))
+    unique = list(dict.fromkeys(config.prefix + prompt for prompt in cut if prompt))
     if len(unique) <= config.heldout:
         raise ConfigError(
-            f"prompts.files give {len(unique)} different prompts, prompts.heldout = {config.heldout} leaves none "
-            "to train on; add files or hold out fewer"
+            f"the texts give {len(unique)} different prompts, prompts.heldout = {config.heldout} leaves none "
+            "to train on; add texts or hold out fewer"
         )
     shuffled = [unique[i] for i in permutation(len(unique), derive(seed, "prompts"))]
     heldout, train = shuffled[: config.heldout], shuffled[config.heldout :]
     return PromptSplit(tuple(train[: config.train] if config.train else train), tuple(heldout))
+
+
+def not_fetched(config: PromptsConfig, *, pair: str | os.PathLike[str] | None = None) -> str | None:
+    """The dataset that would come from the hub, in words, or None where everything is on this machine."""
+    if config.dataset is None or Path(expand(config.dataset, pair=pair)).is_dir():
+        return None
+    name = f", configuration {config.dataset_config}" if config.dataset_config else ""
+    column = f", column {config.column}" if config.column else ""
+    return f"dataset {config.dataset}{name}, {' and '.join(config.splits)}{column}: not fetched"
 
 
 def first_words(text: str, words: int) -> str:
@@ -56,49 +80,80 @@ def read_texts(path: str | os.PathLike[str], column: str | None = None, unit: st
     """The texts of one file, in order, blank ones left out.
 
     Args:
-        path: a .csv or .tsv file (its `column` holds the texts) or any other text file. UTF-8, else Latin-1.
-        column: a name from the first row, or a number from 0 where the file has no header.
+        path: a .csv, .tsv, .jsonl or .parquet file (its `column` holds the texts) or any other text file. UTF-8, else
+            Latin-1.
+        column: a name, or of .csv and .tsv without header a number from 0; of .jsonl and .parquet default "text".
         unit: of a text file, "line" or "sentence" (ends at . ! or ? before white space, and at line breaks).
 
     Raises:
-        ConfigError: the file cannot be read or the column is absent.
+        ConfigError: the file cannot be read, the column is absent, or a cell is no text.
     """
     file = Path(path)
-    content = _decode(file)
-    if file.suffix.lower() in (".csv", ".tsv"):
-        delimiter = "," if file.suffix.lower() == ".csv" else "\t"
-        texts = _column(content, column, delimiter, file)
-    elif column is not None:
-        raise ConfigError(f"prompts.column = {column!r} needs a .csv or .tsv file, not {file}; leave it out")
-    else:
-        texts = re.split(r"\n+|(?<=[.!?])[\"'”’]?\s+" if unit == "sentence" else r"\n+", content)
-    return [text.strip() for text in texts if text.strip()]
+    if is_table(file):
+        if column is None and file.suffix.lower() in (".csv", ".tsv"):
+            decode(file)  # an absent file is the first thing to hear of
+            raise ConfigError(f"{file} needs prompts.column, the name or number of the column with the texts")
+        cells = [row[0] for row in read_columns(file, [column or "text"], keys=["prompts.column"])]
+        return list(_stripped(cells, str(file)))
+    content = decode(file)
+    if column is not None:
+        raise ConfigError(f"prompts.column = {column!r} needs a {FORMATS} file, not {file}; leave it out")
+    return list(_stripped(re.split(r"\n+|(?<=[.!?])[\"'”’]?\s+" if unit == "sentence" else r"\n+", content), str(file)))
 
 
-def _decode(file: Path) -> str:
+def _stripped(cells: Iterable[Any], origin: str) -> Iterable[str]:
+    for number, cell in enumerate(cells, 1):
+        if cell is not None and not isinstance(cell, str):
+            raise ConfigError(
+                f"{origin}: prompts.column holds a {type(cell).__name__} in row {number}, not a text; name another"
+            )
+        if cell and cell.strip():
+            yield cell.strip()
+
+
+def _load_dataset(config: PromptsConfig, pair: str | os.PathLike[str] | None) -> list[str]:
+    """The texts of a dataset from the hub, from a folder of files, or from one that `save_to_disk` wrote."""
+    if find_spec("datasets") is None:
+        raise MissingExtra("training", "prompts.dataset")
+    import datasets
+
+    assert config.dataset is not None
+    source = expand(config.dataset, pair=pair)
+    saved = any((Path(source) / name).is_file() for name in ("dataset_info.json", "dataset_dict.json", "state.json"))
+    shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()  # a run has a bar of its own
     try:
-        raw = file.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"cannot read {file}: {os_reason(error)}; correct the path in the recipe") from error
-    try:
-        return raw.decode("utf-8").replace("\r\n", "\n")
-    except UnicodeDecodeError:
-        return raw.decode("latin-1").replace("\r\n", "\n")
+        if saved:
+            found = datasets.load_from_disk(source)
+        else:
+            splits = list(config.splits)
+            parts = datasets.load_dataset(source, config.dataset_config, split=splits)
+            found = dict(zip(splits, parts, strict=True))
+    except Exception as error:  # datasets raises whatever its readers and the connection stumble over
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            f"cannot load prompts.dataset {source!r} ({reason[:160]}); correct its name, configuration and splits, or"
+            " check the connection"
+        ) from error
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+    return _texts_of(found, config, source)
 
 
-def _column(content: str, column: str | None, delimiter: str, file: Path) -> list[str]:
-    # Tab-separated corpora hold bare quotation marks; in comma-separated ones they quote.
-    quoting: Literal[0, 3] = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    lines = content.splitlines(keepends=True)
-    rows = [row for row in csv.reader(lines, delimiter=delimiter, quoting=quoting) if row]
-    if column is None or not rows:
-        raise ConfigError(f"{file} needs prompts.column, the name or number of the column with the texts")
-    if column.isdecimal():
-        index = int(column)
-    elif column in rows[0]:
-        index, rows = rows[0].index(column), rows[1:]
-    else:
-        raise ConfigError(f"{file} has no column {column!r}; it has {', '.join(rows[0])}")
-    if any(index >= len(row) for row in rows):
-        raise ConfigError(f"{file} has rows of fewer than {index + 1} columns; correct prompts.column")
-    return [row[index] for row in rows]
+def _texts_of(dataset: Any, config: PromptsConfig, origin: str) -> list[str]:
+    """The texts of one dataset, or of those of a dictionary that `prompts.splits` names."""
+    if isinstance(dataset, dict):
+        missing = [name for name in config.splits if name not in dataset]
+        if missing:
+            raise ConfigError(
+                f"{origin} has no split {missing[0]!r}; it has {', '.join(map(str, dataset))}; correct prompts.splits"
+            )
+        return [text for name in config.splits for text in _texts_of(dataset[name], config, origin)]
+    columns = getattr(dataset, "column_names", None)
+    if not isinstance(columns, list):
+        raise ConfigError(f"dataset must be a datasets.Dataset, not a {type(dataset).__name__}")
+    column = config.column or "text"
+    if column not in columns:
+        raise ConfigError(f"{origin} has no column {column!r}; it has {', '.join(columns)}; set prompts.column")
+    return list(_stripped(dataset[column], origin))

@@ -13,8 +13,11 @@ import typer
 from interp import __version__
 from interp.cli.compare import compare
 from interp.cli.demo import demo
+from interp.cli.play import play
 from interp.cli.report import report
+from interp.cli.score import score
 from interp.cli.train import train
+from interp.cli.train_reward import train_reward
 from interp.errors import InterpError
 from interp.io import os_reason
 
@@ -25,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (compare, report, demo, train):
+for command in (compare, report, demo, train, train_reward, play, score):
     app.command()(command)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from interp.errors import ConfigError
+from interp.errors import ConfigError, InterpError
 
 _SHOWN = {"loss": "loss", "reward_mean": "reward", "kl": "KL", "length": "length", "accuracy": "accuracy"}
 _LINES = 10  # lines a stage prints where there is no terminal to keep one line alive on
@@ -45,30 +45,111 @@ def progress_lines() -> Iterator[Callable[[dict[str, Any]], None]]:
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="Recipe: a TOML file.")],
-    out: Annotated[Path, typer.Option(help="New folder for the pair.")],
+    recipe: Annotated[Path | None, typer.Argument(help="Recipe: a TOML file; not needed with --resume.")] = None,
+    out: Annotated[Path | None, typer.Option(help="New folder for the pair.")] = None,
+    engine: Annotated[str | None, typer.Option(help="native, trlx or trl, instead of the recipe's.")] = None,
     override: Annotated[
         list[str] | None, typer.Option("--set", help="Change one key, as train.seed=1; repeatable.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier pair in --out.")] = False,
+    controls: Annotated[str | None, typer.Option(help="Null runs beside the pair, as shuffled=3,unrelated=2.")] = None,
+    replicates: Annotated[int | None, typer.Option(help="Runs of the recipe with other seeds.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Resolve and validate everything, fetch and train nothing.")
+    ] = False,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with the run toward this folder, where it was killed or stopped.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier pair or unfinished run in --out.")
+    ] = False,
 ) -> None:
-    """Train a pair of checkpoints by the recipe."""
+    """Train a pair of checkpoints by a recipe: base and tuned, with their reward model and everything between."""
+    from training import RLHFConfig
+
+    if resume is not None:
+        extra: dict[str, Any] = {
+            "RECIPE": recipe,
+            "--out": out,
+            "--engine": engine,
+            "--set": override,
+            "--controls": controls,
+        }
+        extra |= {"--replicates": replicates, "--check": check or None, "--overwrite": overwrite or None}
+        given = [name for name, value in extra.items() if value is not None]
+        if given:
+            raise ConfigError(f"--resume takes the run's own recipe and settings; leave out {', '.join(given)}")
+        _train(None, resume, resume=True)
+        return
+    if recipe is None:
+        raise ConfigError("a recipe is missing: interp train RECIPE.toml --out FOLDER (or --resume FOLDER)")
+    changes = dict(_assignment(text) for text in override or [])
+    changes |= {} if engine is None else {"train.engine": engine}
+    changes |= {f"nulls.{kind}": str(count) for kind, count in _counts(controls).items()}
+    changes |= {} if replicates is None else {"nulls.replicates": str(replicates)}
+    config = RLHFConfig.load(recipe, changes)
+    if check:
+        _check(config)
+        return
+    if out is None:
+        raise ConfigError("--out is missing: name a new folder for the pair (or pass --check)")
+    _train(config, out, overwrite=overwrite)
+
+
+def _check(config: Any) -> None:
+    """Print what the recipe stands for."""
+    from training import check
+
+    found = check(config)
+    width = max(map(len, found))
+    for name, value in found.items():
+        print(f"{name:{width}}  {value}")
+    fetched = [name for name, value in found.items() if "not fetched" in value]
+    note = f"; {', '.join(fetched)} would come from the hub and were not looked at" if fetched else ""
+    print(f"\nthe recipe is sound{note}; nothing was trained")
+
+
+def _train(config: Any, out: Path, *, overwrite: bool = False, resume: bool = False) -> None:
+    """Train with a live line, and print what came of it."""
     from interp.io import check_new_folder
     from interp.pair import MANIFEST
-    from training import RLHFConfig
     from training import train as run
+    from training.run.workshop import unfinished
 
-    check_new_folder(out, owned_by=MANIFEST, overwrite=overwrite)
-    changes = dict(_assignment(text) for text in override or [])
-    config = RLHFConfig.load(recipe, changes)
-    with progress_lines() as progress:
-        pair = run(config, out, overwrite=overwrite, progress=progress)
+    if not resume:
+        check_new_folder(out, owned_by=MANIFEST, overwrite=overwrite)
+    try:
+        with progress_lines() as progress:
+            pair = run(config, out, overwrite=overwrite, resume=resume, progress=progress)
+    except KeyboardInterrupt:
+        if unfinished(out).is_dir():
+            raise InterpError(f"interrupted; go on with: interp train --resume {out}") from None
+        raise
     final = dict(pair.manifest["final"])
     if "accuracy" in pair.manifest["reward"]:
         final["reward model's accuracy"] = pair.manifest["reward"]["accuracy"]
     for name, value in final.items():
         print(f"{name:24} {value:.4f}" if isinstance(value, float) else f"{name:24} {value}")
+    _print_others(pair)
     print(f"\nwrote {pair.path}; compare with: interp compare {pair.base} {pair.tuned} --prompt ... --out ...")
+
+
+def _print_others(pair: Any) -> None:
+    """A line for each null run and replicate."""
+    for entry in (*pair.manifest.get("controls", ()), *pair.manifest.get("replicates", ())):
+        final = entry["final"]
+        short = "" if entry.get("reached_kl") in (None, True) else "  did not reach the pair's KL"
+        print(f"{entry['path']:24} reward {final['reward']:.4f}  KL {final['kl']:.4f}{short}")
+
+
+def _counts(text: str | None) -> dict[str, int]:
+    """`shuffled=3,unrelated=2` as numbers."""
+    counts = {}
+    for part in (text or "").split(",") if text else ():
+        kind, _, number = part.strip().partition("=")
+        if kind not in ("shuffled", "unrelated") or not number.isdecimal():
+            raise ConfigError(f"--controls takes shuffled=3,unrelated=2 (either or both), not {text!r}")
+        counts[kind] = int(number)
+    return counts
 
 
 def _assignment(text: str) -> tuple[str, str]:

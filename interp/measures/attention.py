@@ -48,9 +48,9 @@ def attention(base: Trace, tuned: Trace) -> xr.Dataset:
     `pattern_js` is the Jensen-Shannon divergence over key positions of the two models' patterns, the mean over the
     prompt's query positions, and `pattern_js_last` its value at the last one. `pattern_entropy` is each model's entropy
     over keys, mean over queries. `attention_to` is the share of the last prompt token's attention that goes to each
-    class of token (see `token_classes`), `attention_to_mean` that of the mean over queries. Of an encoder-decoder this
-    is the decoder's self-attention, and the encoder's attention and that of decoder to encoder have their divergence
-    and entropy with the prefixes `encoder_` and `cross_`.
+    class of token (see `token_classes`). Of an encoder-decoder this is the decoder's self-attention, and the encoder's
+    attention and that of decoder to encoder have their divergence and entropy with the prefixes `encoder_` and
+    `cross_`.
     """
     batch, parts = base.batch, base.policy.parts
     classes = token_classes(batch, target_ids(base, tuned), TokenTexts(base.policy.tokenizer))
@@ -116,22 +116,13 @@ def pattern_changes(
 def attention_to(
     base: Trace, tuned: Trace, sites: Sequence[Site], classes: Float[Tensor, "batch key token_class"]
 ) -> dict[str, Variable]:
-    """Share of attention that goes to each class of token, from the last prompt token and from the mean query."""
-    batch = base.batch
-    weights = prompt_columns(batch).float()
-    weights = weights / weights.sum(-1, keepdim=True)
-    last, mean = [], []
+    """Share of attention that goes to each class of token, from the last prompt token."""
+    found = []
     for site in sites:
-        patterns = _patterns(base, tuned, site)
-        rows = [batch.at_last_prompt(pattern.transpose(1, 2)) for pattern in patterns]
-        means = [torch.einsum("bhqk,bq->bhk", pattern, weights.to(pattern.device)) for pattern in patterns]
-        last.append(stack_models(*(shares(row, classes) for row in rows)))
-        mean.append(stack_models(*(shares(row, classes) for row in means)))
-    dims, what = "prompt model layer head token_class", "share of attention to each class of token"
-    return {
-        "attention_to": variable(dims, torch.stack(last, 2), f"{what}, from the last prompt token", "share"),
-        "attention_to_mean": variable(dims, torch.stack(mean, 2), f"{what}, mean over queries", "share"),
-    }
+        rows = [base.batch.at_last_prompt(pattern.transpose(1, 2)) for pattern in _patterns(base, tuned, site)]
+        found.append(stack_models(*(shares(row, classes) for row in rows)))
+    what = "share of attention to each class of token, from the last prompt token"
+    return {"attention_to": variable("prompt model layer head token_class", torch.stack(found, 2), what, "share")}
 
 
 def pattern_examples(base: Trace, tuned: Trace, heads: Sequence[tuple[int, int]]) -> xr.Dataset:

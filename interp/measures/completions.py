@@ -82,7 +82,7 @@ def _decoded(policy: Policy, ids: Ids) -> list[str]:
 
 
 def _rewards(reward: RewardModel, scores: np.ndarray) -> Variable:
-    units = "probability" if reward.output == "probability" else "logits"
+    units = "logits" if reward.output == "logit" else "probability"
     return variable("prompt source draw", scores, f"reward: {reward.label}", units)
 
 

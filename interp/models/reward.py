@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from interp.loading import DeviceMap, Source, describe_source, load_both
 from interp.models.running import as_found, run
 from interp.prompts import make_batch
 
+Output = Literal["probability", "softmax", "sigmoid", "logit"]
+OUTPUTS: tuple[str, ...] = get_args(Output)
+
 
 @dataclass(frozen=True)
 class RewardModel:
@@ -25,15 +28,15 @@ class RewardModel:
         model: the module of transformers.
         tokenizer: its own tokenizer.
         label: the label that is scored.
-        output: what the score is: `probability` (softmax over labels; sigmoid where there is one label or the config
-            says multi-label) or `logit`.
+        output: what the score is: `softmax` over the labels, `sigmoid` of the label's own logit, `logit`, or
+            `probability`, which is softmax, but sigmoid where there is one label or the config says multi-label.
         description: where it comes from.
     """
 
     model: nn.Module
     tokenizer: Any
     label: str
-    output: Literal["probability", "logit"]
+    output: Output
     description: Mapping[str, Any]
 
     @classmethod
@@ -42,7 +45,7 @@ class RewardModel:
         source: Source | RewardModel,
         *,
         label: str | None = None,
-        output: Literal["probability", "logit"] = "probability",
+        output: Output = "probability",
         tokenizer: Any = None,
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
@@ -56,7 +59,7 @@ class RewardModel:
         Args:
             source: hub id, folder, a loaded classifier, or a RewardModel, which is returned as it is.
             label: name of the label to score; may be left out where there is one label only.
-            output: `probability` or `logit`.
+            output: `probability`, `softmax`, `sigmoid` or `logit`.
             tokenizer: its tokenizer, or where to load it from; None: the one at `source`.
             dtype: dtype of the weights; None keeps that of the files.
             device: device; None is the CPU.
@@ -66,12 +69,13 @@ class RewardModel:
             device_map: where parts go, instead of `device`; "auto" spreads them over the GPUs there are.
 
         Raises:
-            LoadError: it cannot be loaded, has no such label, or has several and none is named.
+            LoadError: it cannot be loaded, has no such label, has several and none is named, or has one label only and
+                a softmax over it is asked for.
         """
         if isinstance(source, RewardModel):
             return source
-        if output not in ("probability", "logit"):
-            raise LoadError(f'output is "probability" or "logit", not {output!r}')
+        if output not in OUTPUTS:
+            raise LoadError(f"output is {', '.join(OUTPUTS[:-1])} or {OUTPUTS[-1]}, not {output!r}")
         model, tokenizer = load_both(
             source,
             tokenizer,
@@ -87,6 +91,8 @@ class RewardModel:
         labels = _labels(config)
         if label is None and len(labels) == 1:
             label = labels[0]
+        if output == "softmax" and len(labels) == 1:
+            raise LoadError("the softmax over a reward model's one label is 1 for every text; use logit or sigmoid")
         if label is None or label not in labels:
             raise LoadError(
                 f"the reward model has no label {label!r}; pass label= (--label), one of {', '.join(map(str, labels))}"
@@ -109,7 +115,8 @@ class RewardModel:
         """The reward of each text.
 
         Args:
-            texts: texts; one longer than the model's context is cut at its end.
+            texts: texts; one longer than the model's context is cut at its end (see `too_long`), and one without any
+                token, as an empty text may be, is read as the tokenizer's end token.
             batch_size: texts a forward pass.
 
         Returns:
@@ -118,16 +125,41 @@ class RewardModel:
         Raises:
             InterpError: a score is not finite.
         """
+        return self.score_labels(texts, batch_size=batch_size)[:, self.labels.index(self.label)]
+
+    def score_labels(self, texts: Sequence[str], *, batch_size: int = 64) -> np.ndarray:
+        """The scores of all labels for each text, by the same `output`.
+
+        Args:
+            texts: as `score` takes them.
+            batch_size: texts a forward pass.
+
+        Returns:
+            float64 [text, label], in the order of `texts` and of `labels`.
+
+        Raises:
+            InterpError: a score is not finite.
+        """
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
-        scores = np.empty(len(texts))
+        scores = np.empty((len(texts), len(self.labels)))
         with as_found(self.model):
             for start in range(0, len(order), batch_size):
                 rows = order[start : start + batch_size]
                 scores[rows] = self._score_batch([texts[row] for row in rows])
-        if not np.isfinite(scores).all():
-            text = texts[int(np.argmin(np.isfinite(scores)))]
+        finite = np.isfinite(scores).all(axis=1)
+        if not finite.all():
+            text = texts[int(np.argmin(finite))]
             raise InterpError(f"the reward model's score of {text[:60]!r} is not finite; check its weights for NaN")
         return scores
+
+    def too_long(self, texts: Sequence[str]) -> int:
+        """How many of the texts exceed the model's context, so that `score` cuts them."""
+        limit = _context(Parts(self.model))
+        if limit is None:
+            return 0
+        # A token covers a byte at least, but for the two or so that frame a text: short texts need no tokenizer.
+        long = [text for text in texts if len(text.encode()) > limit - 4]
+        return sum(len(self.tokenizer(text)["input_ids"]) > limit for text in long)
 
     def _score_batch(self, texts: Sequence[str]) -> np.ndarray:
         config: Any = self.model.config
@@ -135,22 +167,26 @@ class RewardModel:
         ids = [list(self._encode(text, parts)) or [self.tokenizer.eos_token_id or 0] for text in texts]
         batch = make_batch(ids).to(next(self.model.parameters()).device)
         logits = run(parts, batch)[0].double()
-        column = config.label2id[self.label]
-        if self.output == "logit":
-            return logits[:, column].cpu().numpy()
-        several = logits.shape[1] > 1 and getattr(config, "problem_type", None) != "multi_label_classification"
-        return (logits.softmax(-1) if several else logits.sigmoid())[:, column].cpu().numpy()
+        output = self.output
+        if output == "probability":
+            several = logits.shape[1] > 1 and getattr(config, "problem_type", None) != "multi_label_classification"
+            output = "softmax" if several else "sigmoid"
+        squash = {"softmax": lambda x: x.softmax(-1), "sigmoid": torch.sigmoid, "logit": lambda x: x}[output]
+        return squash(logits).cpu().numpy()
 
     def _encode(self, text: str, parts: Parts) -> list[int]:
         """Token ids of a text, cut to the context: at its end, so that the tokenizer's own last token stays."""
         ids = list(self.tokenizer(text)["input_ids"])
-        limit = getattr(parts.model.config, "max_position_embeddings", None)
-        if limit is None:
-            return ids
-        limit -= parts.family.position_offset(parts.model.config)
-        if len(ids) <= limit:
+        limit = _context(parts)
+        if limit is None or len(ids) <= limit:
             return ids
         return list(self.tokenizer(text, truncation=True, max_length=limit)["input_ids"])
+
+
+def _context(parts: Parts) -> int | None:
+    """The most tokens that the model can read; None where its positions have no end."""
+    limit: int | None = getattr(parts.model.config, "max_position_embeddings", None)
+    return None if limit is None else limit - parts.family.position_offset(parts.model.config)
 
 
 def _labels(config: Any) -> list[str]:

@@ -29,7 +29,9 @@ def encode_all(tokenizer: Any, texts: Sequence[str], bos: bool | None = None) ->
     """`encode` of many texts."""
     # verbose=False: a text beyond the context is refused later in our own words.
     # One at a time: many at once are no faster for short texts, and the tokenizer's threads keep kilobytes for each.
-    rows = [list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) for text in texts]
+    encoded = (tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts)
+    known: dict[int, int] = {}  # one object an id, however many texts it stands in
+    rows = [[known.setdefault(token, token) for token in ids] for ids in encoded]
     start = tokenizer.bos_token_id
     if bos is None:
         habit = list(tokenizer("a")["input_ids"])

@@ -3,7 +3,6 @@ import pytest
 
 from interp.errors import PromptError, TrainingError
 from training.reward import Reward
-from training.rollouts import RewardScaler
 
 TEXTS = (["a b", "c d"], ["a", "c"], [" b", " d"])
 
@@ -65,17 +64,3 @@ def test_our_own_errors_pass_as_they_are():
 def test_no_reward_at_all(as_a_user):
     with pytest.raises(TrainingError, match="RewardModel or a callable, not a int"):
         Reward(3)
-
-
-def test_scaling():
-    import torch
-
-    first, second = torch.tensor([1.0, 3.0]), torch.tensor([5.0, 7.0])
-    assert RewardScaler("none", 2.0)(second).tolist() == [2, 2]
-    ref = RewardScaler("ref", 10.0)
-    assert ref(first).tolist() == [1, 3] and ref(second).tolist() == [5, 7]  # standard deviation of 1 and 3 is 1
-    running = RewardScaler("running", 10.0)
-    running(first)
-    assert running(second).tolist() == pytest.approx((second / np.std([1, 3, 5, 7])).tolist())
-    with pytest.raises(TrainingError, match="constant"):
-        RewardScaler("ref", 1.0)(torch.ones(3))

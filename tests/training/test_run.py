@@ -19,7 +19,7 @@ from training import RLHFConfig, check, train
 def pair(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     events = []
-    config = tiny.recipe(folder, kind=request.param, train={"controls": ["shuffled"], "timings": True})
+    config = tiny.recipe(folder, kind=request.param, train={"timings": True}, nulls={"shuffled": 1})
     made = train(config, folder / "run", reward=tiny.share_of_good, progress=events.append)
     return made, config, events
 
@@ -38,7 +38,8 @@ def test_the_pair_is_complete(pair):
         final
     )
     names = {file.suffix for file in made.path.rglob("*") if file.is_file()}
-    assert names == {".json", ".jsonl", ".toml", ".safetensors"}, "weights are safetensors and nothing else is left"
+    assert names == {".json", ".jsonl", ".toml", ".safetensors", ".parquet", ".png"}, "weights are safetensors"
+    assert not list(made.path.rglob("state")) and not list(made.path.parent.glob("*.unfinished"))
 
 
 def test_what_was_saved_loads_again_whole(pair):
@@ -85,7 +86,7 @@ def test_heldout_completions(pair):
 
 
 def test_same_seed_same_bytes(tmp_path):
-    config = tiny.recipe(tmp_path, train={"controls": ["shuffled"]})
+    config = tiny.recipe(tmp_path, nulls={"shuffled": 1})
     hashes = []
     for name in ("a", "b"):
         torch.manual_seed(len(hashes))  # whatever state the caller's generators are in
@@ -114,7 +115,7 @@ def test_chunk_size_changes_nothing_but_rounding(tmp_path):
 
 
 def test_controls_of_one_kind_are_numbered_and_differ(tmp_path):
-    config = tiny.recipe(tmp_path, train={"controls": ["shuffled", "shuffled"]})
+    config = tiny.recipe(tmp_path, nulls={"shuffled": 2})
     made = train(config, tmp_path / "run", reward=tiny.share_of_good)
     assert [control["path"] for control in made.manifest["controls"]] == ["controls/shuffled-0", "controls/shuffled-1"]
     first, second = (load_file(f"{folder}/model.safetensors") for folder in made.controls)
@@ -201,7 +202,7 @@ def test_check(tmp_path):
     with pytest.raises(ConfigError, match="no reward: set reward.model"):
         check(config)
     named = tiny.recipe(tmp_path, reward={"model": "some/classifier", "label": "joy"})
-    assert check(named)["reward.model"] == "some/classifier: not fetched"
+    assert check(named)["reward.model"] == "some/classifier: not fetched, label joy"
     with pytest.raises(ConfigError, match="keep one"):
         check(named, reward=tiny.share_of_good)
     with pytest.raises(ConfigError, match="which is no folder"):

@@ -1,0 +1,40 @@
+"""What decides a training run: `RLHFConfig`, its sections, and how they are read from TOML and checked."""
+
+from training.config.recipe import RLHFConfig, expand
+from training.config.reward_model import RewardModelConfig
+from training.config.sections import (
+    ALGORITHMS,
+    ClassifierConfig,
+    DPOConfig,
+    GenerateConfig,
+    GRPOConfig,
+    LoraConfig,
+    ModelConfig,
+    NullsConfig,
+    PPOConfig,
+    PromptsConfig,
+    RewardConfig,
+    RLOOConfig,
+    TermConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "ALGORITHMS",
+    "ClassifierConfig",
+    "DPOConfig",
+    "GRPOConfig",
+    "GenerateConfig",
+    "LoraConfig",
+    "ModelConfig",
+    "NullsConfig",
+    "PPOConfig",
+    "PromptsConfig",
+    "RLHFConfig",
+    "RLOOConfig",
+    "RewardConfig",
+    "RewardModelConfig",
+    "TermConfig",
+    "TrainConfig",
+    "expand",
+]
