@@ -28,7 +28,7 @@ class CheckpointPair:
         path: the pair's folder.
         manifest: the content of pair.json: `format`, `engine`, `config`, `seed`, `versions`, `base`, `tuned`, `files`
             (SHA-256 by relative path), `final` (held-out reward, KL in nats per response token), and optionally
-            `reward`, `value_head`, `controls`, `replicates`.
+            `reward`, `value_head`, `checkpoints`, `controls`, `replicates`.
     """
 
     path: Path
@@ -46,6 +46,8 @@ class CheckpointPair:
             FormatError: there is no pair, it comes from a newer version, or (with `verify`) a file differs.
         """
         folder = Path(path)
+        if folder.with_name(folder.name + ".unfinished").is_dir() and not (folder / MANIFEST).is_file():
+            raise FormatError(f"the run toward {folder} is not finished; go on with: interp train --resume {folder}")
         if not (folder / MANIFEST).is_file():
             raise FormatError(f"{folder} holds no {MANIFEST}; a pair is a folder that `interp train` wrote")
         manifest = read_json(folder / MANIFEST)
@@ -103,6 +105,11 @@ class CheckpointPair:
     def controls(self) -> tuple[str, ...]:
         """Paths or ids of the null runs' tuned models (shuffled reward ...), in the order of the manifest."""
         return tuple(self.resolve(reference) for reference in self.manifest.get("controls", ()))
+
+    @property
+    def checkpoints(self) -> dict[int, str]:
+        """Paths or ids of the policies that were stored on the way, by optimiser step."""
+        return {int(each["step"]): self.resolve(each) for each in self.manifest.get("checkpoints", ())}
 
     @property
     def replicates(self) -> tuple[str, ...]:

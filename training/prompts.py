@@ -35,16 +35,24 @@ def load_prompts(
         config: where the texts come from and how they are cut.
         seed: seed of the order, and so of the split.
         pair: the pair's own folder, which `${PAIR}` stands for.
-        dataset: a `datasets.Dataset` (or a dictionary of them by split) instead of what the config names.
+        dataset: texts, or a `datasets.Dataset` (or a dictionary of them by split), for a config that names none.
 
     Raises:
-        ConfigError: a file or dataset cannot be read, the column is absent, or too few prompts are left.
+        ConfigError: there are no texts or two sources of them, a file or dataset cannot be read, the column is absent,
+            or too few prompts are left.
         MissingExtra: a dataset is named and `datasets` is not installed.
     """
-    if dataset is not None:
+    named = bool(config.files) or config.dataset is not None
+    if named and dataset is not None:
+        raise ConfigError("the recipe names prompts and others were passed; keep one")
+    if isinstance(dataset, (list, tuple)):
+        texts = list(_stripped(dataset, "prompts"))
+    elif dataset is not None:
         texts = _texts_of(dataset, config, "the dataset")
     elif config.dataset is not None:
         texts = _load_dataset(config, pair)
+    elif not named:
+        raise ConfigError("no prompts: set prompts.files or prompts.dataset in the recipe, or pass prompts= in Python")
     else:
         texts = [t for file in config.files for t in read_texts(expand(file, pair=pair), config.column, config.unit)]
     cut = (first_words(text, config.words) for text in texts)

@@ -15,7 +15,7 @@ from interp.errors import MeasureError
 from interp.hooks import Site
 from interp.measures.attention import attention, attention_sites
 from interp.measures.attribution import attribution, attribution_sites
-from interp.measures.lens import lens, lens_positions, lens_sites
+from interp.measures.lens import lens, lens_base_head, lens_positions, lens_sites
 from interp.measures.logits import kl, logit_diff, next_token
 from interp.measures.neurons import most_changed, neuron_sites, neurons
 from interp.measures.residual import residual
@@ -48,6 +48,7 @@ TRACE_MEASURES: dict[str, TraceMeasure] = {
     "logit_diff": TraceMeasure(logit_diff),
     "kl": TraceMeasure(kl),
     "lens": TraceMeasure(lens, lens_sites),
+    "lens_base_head": TraceMeasure(lens_base_head, lens_sites),
     "lens_positions": TraceMeasure(lens_positions, lens_sites),
     "residual": TraceMeasure(residual, lens_sites),
     "attribution": TraceMeasure(attribution, attribution_sites),

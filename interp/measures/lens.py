@@ -46,18 +46,13 @@ def lens_logits(trace: Trace, site: Site, *, through: Trace | None = None) -> Fl
 
 
 def lens(base: Trace, tuned: Trace) -> xr.Dataset:
-    """Logit lens at each prompt's last token: each model through its own head, and tuned also through base's.
+    """Logit lens at each prompt's last token, each model through its own head: its final norm and unembedding.
 
-    A head is the final norm and the unembedding. By layer: the logit difference and the probabilities of the two target
-    tokens (see `target_ids`), the top token, and KL(tuned || base) of the two lenses. Through base's head both
-    residuals are read alike, so that `lens_base_head_kl` = KL(tuned's residual || base's residual) is all the
-    residual's doing.
+    By layer: the logit difference and the probabilities of the two target tokens (see `target_ids`), the top token, and
+    KL(tuned || base) of the two lenses.
     """
-    targets, sites = target_ids(base, tuned).cpu(), lens_sites(base.policy)
-    residuals = [torch.cat([trace.batch.at_last_prompt(trace[site]) for site in sites]) for trace in (base, tuned)]
-    rows = _compare_rows(base, tuned, residuals, targets.repeat(len(sites), 1))
-    by_site = {name: values.unflatten(0, (len(sites), -1)).movedim(0, -1) for name, values in rows.items()}
-    through = "logit lens of tuned's residual through base's head"
+    sites = lens_sites(base.policy)
+    by_site = _by_site(base, tuned, (base, tuned))
     return dataset(
         {
             "lens_logit_diff": variable(
@@ -70,15 +65,37 @@ def lens(base: Trace, tuned: Trace) -> xr.Dataset:
                 "prompt model site", TokenTexts(base.policy.tokenizer).of(by_site["top"]), "logit lens: likeliest token"
             ),
             "lens_kl": variable("prompt site", by_site["kl"], "logit lens: KL(tuned || base)", "nats"),
-            "lens_base_head_logit_diff": variable(
-                "prompt site", by_site["base_diff"], f"{through}: answer minus alternative", "logits"
-            ),
-            "lens_base_head_kl": variable(
-                "prompt site", by_site["base_kl"], f"{through}: KL to that of base's residual", "nats"
-            ),
         },
         site=[str(site) for site in sites],
     )
+
+
+def lens_base_head(base: Trace, tuned: Trace) -> xr.Dataset:
+    """Logit lens of tuned's residual through base's head, at each prompt's last token.
+
+    Both residuals are read alike then, so that `lens_base_head_kl` = KL(tuned's residual || base's residual) is all the
+    residual's doing, as is `lens_base_head_logit_diff` less base's own logit difference.
+    """
+    sites, by_site = lens_sites(base.policy), _by_site(base, tuned, (base, base))
+    through = "logit lens of tuned's residual through base's head"
+    diff = by_site["diff"][:, 1]
+    return dataset(
+        {
+            "lens_base_head_logit_diff": variable(
+                "prompt site", diff, f"{through}: answer minus alternative", "logits"
+            ),
+            "lens_base_head_kl": variable("prompt site", by_site["kl"], f"{through}: KL to that of base's", "nats"),
+        },
+        site=[str(site) for site in sites],
+    )
+
+
+def _by_site(base: Trace, tuned: Trace, readers: tuple[Trace, Trace]) -> dict[str, Tensor]:
+    """The lenses at the last token by `readers`' heads; the last dim of every tensor is the site."""
+    targets, sites = target_ids(base, tuned).cpu(), lens_sites(base.policy)
+    residuals = [torch.cat([trace.batch.at_last_prompt(trace[site]) for site in sites]) for trace in (base, tuned)]
+    rows = _compare_rows(readers, residuals, targets.repeat(len(sites), 1))
+    return {name: values.unflatten(0, (len(sites), -1)).movedim(0, -1) for name, values in rows.items()}
 
 
 def lens_positions(base: Trace, tuned: Trace) -> xr.Dataset:
@@ -94,7 +111,7 @@ def lens_positions(base: Trace, tuned: Trace) -> xr.Dataset:
     kls, tops = torch.full(shape, torch.nan, dtype=torch.float64), torch.full((2, *shape), -1)
     for index, site in enumerate(sites):
         rows = [batch.aligned(trace[site])[:, :width][real.to(trace[site].device)] for trace in (base, tuned)]
-        found = _compare_rows(base, tuned, rows)
+        found = _compare_rows((base, tuned), rows)
         kls[:, index][real.cpu()] = found["kl"]
         for model in (0, 1):
             tops[model, :, index][real.cpu()] = found["top"][:, model]
@@ -114,30 +131,27 @@ def lens_positions(base: Trace, tuned: Trace) -> xr.Dataset:
 
 
 def _compare_rows(
-    base: Trace,
-    tuned: Trace,
+    readers: tuple[Trace, Trace],
     residuals: Sequence[Float[Tensor, "row d_model"]],
     targets: Int[Tensor, "row 2"] | None = None,
 ) -> dict[str, Tensor]:
-    """The lenses of rows of residuals, a few rows at a time: `kl` and `top`, and all of `lens` where there are targets.
+    """The lenses of rows of residuals, a few rows at a time: `kl` and `top`, and with targets `diff` and `prob` too.
 
     Args:
-        base: trace whose model reads both residuals.
-        tuned: trace whose model reads its own.
+        readers: by whose heads base's and tuned's residuals are read.
         residuals: of base and of tuned.
         targets: ids of the answer and of the alternative, by row.
 
     Returns:
         Tensors whose first dim is the row; after it comes the model, where there are two.
     """
-    vocab = base.logits.shape[-1]
+    vocab = readers[0].logits.shape[-1]
     matrix_rows, cached_rows = (max(1, size // vocab) for size in (_MATRIX, _CACHED))
     blocks: list[dict[str, Tensor]] = []
     for start in range(0, len(residuals[0]), matrix_rows):
         rows = slice(start, start + matrix_rows)
-        read_as = [(base, base), (tuned, tuned), *([(tuned, base)] if targets is not None else [])]
-        both = {id(trace): residual[rows] for trace, residual in zip((base, tuned), residuals, strict=True)}
-        logits = [read(reader.policy, both[id(trace)], vocab).cpu() for trace, reader in read_as]
+        read_as = zip(readers, residuals, strict=True)
+        logits = [read(reader.policy, residual[rows], vocab).cpu() for reader, residual in read_as]
         wanted = None if targets is None else targets[rows]
         for inner in range(0, len(logits[0]), cached_rows):
             part = slice(inner, inner + cached_rows)
@@ -150,18 +164,16 @@ def _compare_rows(
 def _compare_logits(
     logits: Sequence[Float[Tensor, "row vocab"]], targets: Int[Tensor, "row 2"] | None
 ) -> dict[str, Tensor]:
-    """What `_compare_rows` says of the logits of base, of tuned, and of tuned's residual through base's head."""
+    """What `_compare_rows` says of the logits of base's and of tuned's residuals."""
     log_p = [log_probs(each) for each in logits]
     found = {
         "kl": kl_of_log_probs(log_p[1], log_p[0]),
         # NumPy's argmax is six times as fast as torch's, which would be a tenth of the lens.
-        "top": torch.stack([torch.from_numpy(each.numpy().argmax(-1)) for each in logits[:2]], dim=1),
+        "top": torch.stack([torch.from_numpy(each.numpy().argmax(-1)) for each in logits], dim=1),
     }
     if targets is not None:
         found |= {
-            "diff": stack_models(*(logit_difference(each, targets) for each in logits[:2])),
-            "prob": stack_models(*(each.gather(1, targets).double().exp() for each in log_p[:2])),
-            "base_diff": logit_difference(logits[2], targets),
-            "base_kl": kl_of_log_probs(log_p[2], log_p[0]),
+            "diff": stack_models(*(logit_difference(each, targets) for each in logits)),
+            "prob": stack_models(*(each.gather(1, targets).double().exp() for each in log_p)),
         }
     return found

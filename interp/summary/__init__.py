@@ -20,6 +20,7 @@ READINGS = (
     ("kl", behaviour.divergence),
     ("response_kl", behaviour.responses),
     ("lens_logit_diff", inside.lens),
+    ("lens_base_head_kl", inside.lens_base_head),
     ("lens_pos_kl", inside.lens_positions),
     ("resid_cosine", inside.residual),
     ("attribution", inside.attribution),

@@ -31,7 +31,7 @@ def _at_sites(values: ByPrompt) -> Callable[[xr.Dataset], Cells]:
 
 
 def lens(table: Table) -> Iterator[Row]:
-    """The steps from site to site at which the lenses part most, and what of it base's head reads too."""
+    """The steps from site to site at which the lenses part most."""
     sites = _sites(table.data)
     steps = [f"from {a} to {b}" for a, b in zip(sites, sites[1:], strict=False)]
     change = difference("lens_logit_diff")
@@ -41,13 +41,21 @@ def lens(table: Table) -> Iterator[Row]:
 
     yield from table.largest("logit lens", lambda label, _: f"tuned minus base: change {label}", step, "logits")
 
+
+def lens_base_head(table: Table) -> Iterator[Row]:
+    """What the residual alone changed: both models' last residuals read by base's head."""
+    both = "both last residuals read by base's head"
+
+    def last_kl(data: xr.Dataset) -> np.ndarray:
+        return np.asarray(data["lens_base_head_kl"].isel(site=-1).values)
+
     def through_base(data: xr.Dataset) -> np.ndarray:
         base = data["lens_logit_diff"].sel(model="base", drop=True)
         return np.asarray((data["lens_base_head_logit_diff"] - base).isel(site=-1).values)
 
-    if "lens_base_head_logit_diff" in table.data:
-        what = "tuned minus base, both last residuals read by base's head"
-        yield table.row("logit lens", what, through_base, "logits")
+    yield table.row("logit lens", f"KL(tuned || base), {both}", last_kl, "nats")
+    if "lens_logit_diff" in table.data:
+        yield table.row("logit lens", f"tuned minus base, {both}", through_base, "logits")
 
 
 def lens_positions(table: Table) -> Iterator[Row]:

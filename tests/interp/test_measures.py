@@ -14,7 +14,7 @@ from interp.measures import DEFAULT_MEASURES, MEASURES, check_measures
 from interp.measures.arrays import TokenTexts
 from interp.measures.attention import attention, pattern_examples
 from interp.measures.completions import completions
-from interp.measures.lens import lens, lens_positions, lens_sites
+from interp.measures.lens import lens, lens_base_head, lens_positions, lens_sites
 from interp.measures.logits import kl, logit_diff, movers, next_token, target_ids
 from interp.measures.residual import cosine, residual
 from interp.measures.spans import mean_over, prompt_columns
@@ -192,7 +192,7 @@ class TestLensOfAnotherHead:
     def test_tuneds_residual_through_bases_head_is_a_transplant(self, pair, tokenizer):
         """The last site read by base's head is what tuned says when base's norm and unembedding are put into it."""
         both = traces(pair, tokenizer)
-        found = lens(*both)
+        found = lens_base_head(*both)
         for site in lens_sites(pair[0]):
             at = dict(site=str(site))
             through = pair[0].parts.logits(both[1].batch.at_last_prompt(both[1][site]))
@@ -208,10 +208,11 @@ class TestLensOfAnotherHead:
         base, tuned = tiny_gpt2(1), tiny_gpt2(1)
         with torch.no_grad():
             tuned.transformer.ln_f.weight *= 2
-        found = lens(*traces([Policy.load(model, tokenizer=tokenizer) for model in (base, tuned)], tokenizer))
-        assert abs(found["lens_base_head_kl"]).max() == 0 and found["lens_kl"].min() > 0
+        both = traces([Policy.load(model, tokenizer=tokenizer) for model in (base, tuned)], tokenizer)
+        found, own = lens_base_head(*both), lens(*both)
+        assert abs(found["lens_base_head_kl"]).max() == 0 and own["lens_kl"].min() > 0
         np.testing.assert_array_equal(
-            found["lens_base_head_logit_diff"], found["lens_logit_diff"].sel(model="base", drop=True)
+            found["lens_base_head_logit_diff"], own["lens_logit_diff"].sel(model="base", drop=True)
         )
 
     @pytest.mark.parametrize("side", ["right", "left"])

@@ -124,7 +124,6 @@ def test_exactly_one_algorithm():
         (with_("reward", terms={"a": {}}), "reward.terms.a needs either model or function"),
         (with_("reward", terms={"a": 1}), "reward.terms.a must be a section with keys, not 1"),
         (with_("reward", model="m", function="f:g"), "reward.model and reward.function exclude each other"),
-        ({**MINIMAL, "prompts": {}}, "missing key prompts.files"),
         (with_("prompts", dataset="d"), "prompts.files and prompts.dataset exclude each other"),
         (with_("train", batch_size=500), "train.batch_size \\(500\\) exceeds ppo.num_rollouts \\(128\\)"),
         ({**MINIMAL, "train": 3}, "train must be a section with keys, not 3"),

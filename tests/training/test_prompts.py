@@ -109,7 +109,7 @@ def test_datasets_in_memory_and_on_disk(tmp_path):
     parts = {"train": datasets.Dataset.from_dict({"text": lines(8)}),
              "test": datasets.Dataset.from_dict({"text": lines(12)[8:]})}  # fmt: skip
     both = datasets.DatasetDict(parts)
-    config = PromptsConfig(dataset="named/elsewhere", splits=("train", "test"), words=3, heldout=2)
+    config = PromptsConfig(splits=("train", "test"), words=3, heldout=2)
     given = load_prompts(config, seed=0, dataset=both)
     assert set(given.train + given.heldout) == {f"the film {i}" for i in range(12)}
     assert load_prompts(config, seed=0, dataset=datasets.concatenate_datasets(list(parts.values()))) == given
@@ -122,8 +122,8 @@ def test_datasets_in_memory_and_on_disk(tmp_path):
         load_prompts(replace(config, column="body"), seed=0, dataset=both)
     with pytest.raises(ConfigError, match="no split 'dev'; it has train, test"):
         load_prompts(replace(config, splits=("dev",)), seed=0, dataset=both)
-    with pytest.raises(ConfigError, match="must be a datasets.Dataset, not a list"):
-        load_prompts(config, seed=0, dataset=["a text"])
+    with pytest.raises(ConfigError, match="must be a datasets.Dataset, not a"):
+        load_prompts(config, seed=0, dataset=3)
 
 
 def test_what_would_be_fetched(tmp_path):

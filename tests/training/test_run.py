@@ -217,3 +217,23 @@ def test_importing_training_is_cheap():
     code = "import sys, training; assert 'torch' not in sys.modules and 'numpy' not in sys.modules; training.RLHFConfig"
     root = Path(__file__).parents[2]
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
+
+
+def test_prompts_are_passed_in_python(tmp_path):
+    import dataclasses
+
+    import datasets
+
+    from training.config import PromptsConfig
+
+    texts = list(tiny.prompts())
+    named = tiny.recipe(tmp_path)
+    config = dataclasses.replace(named, prompts=PromptsConfig(words=3, heldout=5, column="story"))
+    first = train(config, tmp_path / "a", reward=tiny.share_of_good, prompts=texts)
+    data = datasets.Dataset.from_dict({"story": texts})
+    second = train(config, tmp_path / "b", reward=tiny.share_of_good, prompts=data)
+    assert hash_folder(first.path) == hash_folder(second.path)
+    with pytest.raises(ConfigError, match="no prompts: set prompts.files or prompts.dataset"):
+        train(config, tmp_path / "c", reward=tiny.share_of_good)
+    with pytest.raises(ConfigError, match="names prompts and others were passed"):
+        check(named, reward=tiny.share_of_good, prompts=texts)

@@ -10,6 +10,7 @@ import yaml
 
 from interp.errors import ConfigError
 from training import RLHFConfig, from_trlx, to_trlx
+from training.config import PromptsConfig
 from training.config.trlx import BOOKKEEPING
 from training.trlx import compat
 
@@ -101,7 +102,7 @@ def test_there_and_back(make):
     kept = copy.deepcopy(given)
     recipe = from_trlx(given)
     assert to_trlx(recipe) == given == kept
-    assert recipe.train.engine == "trlx" and recipe.prompts.files == ("${PROMPTS}",)
+    assert recipe.train.engine == "trlx" and recipe.prompts == PromptsConfig(words=0)
     assert from_trlx(to_trlx(recipe)) == recipe
     assert RLHFConfig.from_dict(recipe.to_dict()) == recipe
 

@@ -39,7 +39,7 @@ class RLHFConfig:
     """One training run. `load` reads it from TOML, `save` writes it back; both check every key and range."""
 
     model: ModelConfig = setting(REQUIRED, "the model that is tuned")
-    prompts: PromptsConfig = setting(REQUIRED, "where prompts come from")
+    prompts: PromptsConfig = setting(PromptsConfig(), "where prompts come from")
     reward: RewardConfig = setting(RewardConfig(), "what is rewarded")
     generate: GenerateConfig = setting(GenerateConfig(), "how responses are sampled")
     train: TrainConfig = setting(TrainConfig(), "the run")
@@ -54,8 +54,6 @@ class RLHFConfig:
         check_unused(self, self.train.engine)
         self._check_algorithm()
         self._check_reward()
-        if not self.prompts.files and self.prompts.dataset is None:
-            raise ConfigError("missing key prompts.files: the texts whose first words are prompts; add it")
         if self.prompts.files and self.prompts.dataset is not None:
             raise ConfigError("prompts.files and prompts.dataset exclude each other; keep one")
         if self.ppo is not None and self.train.batch_size > self.ppo.num_rollouts:

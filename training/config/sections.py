@@ -43,7 +43,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class PromptsConfig:
-    """Where prompts come from: the first words of texts."""
+    """Where prompts come from: the first words of texts of files or a dataset, or of what is passed in Python."""
 
     files: tuple[str, ...] = setting((), "text, .csv, .tsv, .jsonl or .parquet files, read in this order")
     dataset: str | None = setting(None, "hub id, or folder, of a dataset that `datasets` loads, instead of files")

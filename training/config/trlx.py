@@ -30,8 +30,8 @@ from training.config.sections import LoraConfig
 NEVER = 10**9
 """Written for trlX where 0 means never, or no limit: it knows no such number."""
 
-UNNAMED_PROMPTS: Mapping[str, Any] = {"files": ["${PROMPTS}"], "words": 0}
-"""Prompts of a config that came without: whole lines of the file that the environment variable PROMPTS names."""
+UNNAMED_PROMPTS: Mapping[str, Any] = {"words": 0}
+"""Prompts of a config that came without: whole texts, which are passed to `training.train` as they were to trlX."""
 
 _DIRECT = {
     **{

@@ -10,15 +10,20 @@ from interp.errors import ConfigError
 from interp.io import read_json
 from training.classifier import read_labelled
 from training.config import PromptsConfig, RewardConfig, RLHFConfig, TermConfig, expand
-from training.prompts import load_prompts
+from training.prompts import load_prompts, not_fetched
 
 NOT_FETCHED = "not fetched"
 NEEDS = {"native": ("torch",), "trlx": ("trlx",), "trl": ("trl", "datasets")}
 """Packages that an engine imports, beside those that the toolkit itself does."""
 
 
-def check(config: RLHFConfig, *, reward: Any = None) -> dict[str, str]:
+def check(config: RLHFConfig, *, reward: Any = None, prompts: Any = None) -> dict[str, str]:
     """Resolve everything a run needs short of loading weights, and train nothing.
+
+    Args:
+        config: the run.
+        reward: see `train`.
+        prompts: see `train`.
 
     Returns:
         What each name in the recipe stands for: a count, a folder, or "not fetched" for what would come from the hub.
@@ -37,7 +42,7 @@ def check(config: RLHFConfig, *, reward: Any = None) -> dict[str, str]:
         found["model.tokenizer"] = _locate(config.model.tokenizer)
     if config.model.tokenizer is not None:
         found["model.tokenizer"] = _locate(config.model.tokenizer)
-    found["prompts"] = _prompts(config.prompts, config.train.seed)
+    found["prompts"] = _prompts(config.prompts, config.train.seed, prompts)
     if config.dpo is not None:
         for file in config.dpo.files:
             if not Path(expand(file)).is_file():
@@ -46,10 +51,11 @@ def check(config: RLHFConfig, *, reward: Any = None) -> dict[str, str]:
     return found | _reward(config.reward, reward)
 
 
-def _prompts(config: PromptsConfig, seed: int) -> str:
-    if config.dataset is not None and not Path(expand(config.dataset)).exists():
-        return f"{expand(config.dataset)} ({', '.join(config.splits)}): {NOT_FETCHED}"
-    split = load_prompts(config, seed)
+def _prompts(config: PromptsConfig, seed: int, given: Any) -> str:
+    absent = not_fetched(config)
+    if absent is not None:
+        return absent
+    split = load_prompts(config, seed, dataset=given)
     return f"{len(split.train)} to train on, {len(split.heldout)} held out"
 
 

@@ -31,6 +31,7 @@ def train(
     out: str | os.PathLike[str],
     *,
     reward: RewardModel | RewardFunction | None = None,
+    prompts: Any = None,
     overwrite: bool = False,
     resume: bool = False,
     progress: Progress | None = None,
@@ -45,6 +46,7 @@ def train(
         config: the run; None with `resume`, which finds it in the unfinished run.
         out: the pair's folder.
         reward: a reward model or a callable (see `training.reward`), for a config that names no reward.
+        prompts: texts, or a `datasets.Dataset`, for a config that names no prompts; they are cut and split as it says.
         overwrite: replace an earlier pair or an unfinished run.
         resume: go on with the unfinished run toward `out`.
         progress: called with one event after another (see `training.events`).
@@ -61,14 +63,14 @@ def train(
     crew = team()
     if not crew.main:
         crew.wait()  # until the main process has made the folder
-        build(config, unfinished(out), reward=reward, crew=crew, resume=resume)
+        build(config, unfinished(out), reward=reward, prompts=prompts, crew=crew, resume=resume)
         crew.wait()
         return CheckpointPair.load(out)
     with workshop(out, overwrite=overwrite, resume=resume) as folder:
-        check(config, reward=reward)
+        check(config, reward=reward, prompts=prompts)
         config.save(folder / RECIPE)
         crew.wait()
-        build(config, folder, reward=reward, progress=progress, crew=crew, resume=resume)
+        build(config, folder, reward=reward, prompts=prompts, progress=progress, crew=crew, resume=resume)
     crew.wait()
     return CheckpointPair.load(out)
 
@@ -95,6 +97,7 @@ def build(
     folder: Path,
     *,
     reward: RewardModel | RewardFunction | None = None,
+    prompts: Any = None,
     progress: Progress | None = None,
     crew: Team | None = None,
     resume: bool = False,
@@ -115,8 +118,8 @@ def build(
     else:
         tokenizer = _tokenizer(config, source, folder)
     scorer, reward_reference = _scorer(config, folder, reward, progress, crew)
-    prompts = load_prompts(config.prompts, config.train.seed, pair=folder)
-    run = Run(config, folder, source, base, tokenizer, prompts, scorer, crew, progress, resume)
+    split = load_prompts(config.prompts, config.train.seed, pair=folder, dataset=prompts)
+    run = Run(config, folder, source, base, tokenizer, split, scorer, crew, progress, resume)
     trackers = Trackers(config, folder, main=crew.main)
     base_reference = _base(run)
     before = run.evaluate(base, "base") if crew.main else None
@@ -139,7 +142,7 @@ def build(
         "checkpoints": _checkpoints(folder),
         "controls": controls,
         "replicates": replicates,
-        "final": _final(before, tuned, len(prompts.heldout)),
+        "final": _final(before, tuned, len(split.heldout)),
     }
     return _finished(config, folder, manifest)
 

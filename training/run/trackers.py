@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,9 @@ class Trackers:
             from accelerate import Accelerator
         except ImportError as error:
             raise MissingExtra("lora", "logging to trackers") from error
-        self._accelerator = Accelerator(log_with=list(names), project_dir=str(folder / "trackers"))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*no supported trackers", category=UserWarning)  # said below
+            self._accelerator = Accelerator(log_with=list(names), project_dir=str(folder / "trackers"))
         self._accelerator.init_trackers("rlhf-interp", config=_flat(config.to_dict()))
         started = {tracker.name for tracker in self._accelerator.trackers}
         missing = [name for name in names if name not in started]  # accelerate passes over what is not installed
