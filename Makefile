@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
-.PHONY: demo test test-all lint bench install clean
+.PHONY: demo test test-all lint bench bench-training install clean
 
 install: $(READY)
 
@@ -38,6 +38,9 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/compare.py
+
+bench-training: $(READY)
+	$(BIN)/python benchmarks/training.py
 
 clean:
 	rm -rf $(VENV) demo build dist *.egg-info

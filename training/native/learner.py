@@ -185,13 +185,13 @@ def update(learner: Learner, rollouts: Rollouts, goals: Targets, number: int, st
     train, ppo = learner.config.train, learner.config.ppo
     assert ppo is not None
     figures: list[dict[str, float]] = []
-    for epoch in range(ppo.ppo_epochs):
-        count = len(rollouts.samples)
-        order = torch.tensor(permutation(count, derive(train.seed, "minibatches", number, epoch)))
-        turned, aims = in_order(rollouts, goals, order.to(rollouts.scores.device))
-        for start in range(0, count, train.batch_size):
-            if step + len(figures) < train.total_steps:
-                rows = slice(start, min(start + train.batch_size, count))
-                with fused_activations(learner.model):
+    count = len(rollouts.samples)
+    with fused_activations(learner.model):
+        for epoch in range(ppo.ppo_epochs):
+            order = torch.tensor(permutation(count, derive(train.seed, "minibatches", number, epoch)))
+            turned, aims = in_order(rollouts, goals, order.to(rollouts.scores.device))
+            for start in range(0, count, train.batch_size):
+                if step + len(figures) < train.total_steps:
+                    rows = slice(start, min(start + train.batch_size, count))
                     figures.append(take_step(learner, turned, aims, rows, step + len(figures)))
     return figures

@@ -134,7 +134,7 @@ def build(
         "engine": config.train.engine,
         "config": config.to_dict(),
         "seed": config.train.seed,
-        "versions": versions(),
+        "versions": versions(config.train.engine, lora=config.model.lora is not None),
         "base": base_reference,
         "tuned": {"path": "tuned", **({"adapter": True} if tuned["adapter"] else {})},
         "reward": reward_reference,
