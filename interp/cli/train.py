@@ -17,28 +17,42 @@ _LINES = 10  # lines a stage prints where there is no terminal to keep one line 
 
 def _progress_text(event: dict[str, Any]) -> str:
     """One event of training as a line: stage, step, and the figures a person watches."""
-    figures = [f"{word} {event[key]:.3g}" for key, word in _SHOWN.items() if event.get(key) is not None]
     which = f" of {event['model']}" if "model" in event else ""
     steps = f"{event['step']}/{event['steps']}" if event.get("steps", 1) > 1 else ""
-    return "  ".join(filter(None, [f"{event['stage']}{which}", steps, *figures]))
+    return "  ".join(filter(None, [f"{event['stage']}{which}", steps, _figures(event)]))
+
+
+def _figures(event: dict[str, Any]) -> str:
+    return "  ".join(f"{word} {event[key]:.3g}" for key, word in _SHOWN.items() if event.get(key) is not None)
 
 
 @contextmanager
 def progress_lines() -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A callback that shows training's events: a live line on a terminal, a few lines a stage elsewhere."""
+    """A callback that shows training's events: a live bar on a terminal, a few lines a stage elsewhere."""
     from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    with console.status("starting") as status:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        TextColumn("{task.fields[figures]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("starting", total=1, figures="")
         shown: tuple[str, int] = ("", -1)
 
         def show(event: dict[str, Any]) -> None:
             nonlocal shown
-            line = _progress_text(event)
-            status.update(line)
-            part = (event["stage"] + event.get("model", ""), event["step"] * _LINES // event["steps"])
-            if part != shown and (not console.is_terminal or part[0] != shown[0]):
-                console.print(line, highlight=False, markup=False, soft_wrap=True)
+            name = event["stage"] + (f" of {event['model']}" if "model" in event else "")
+            if name != shown[0]:
+                bar.reset(task, total=event["steps"], description=name)
+            bar.update(task, completed=event["step"], figures=_figures(event))
+            part = (name, event["step"] * _LINES // event["steps"])
+            if part != shown and (not console.is_terminal or (part[0] != shown[0] and event["steps"] == 1)):
+                console.print(_progress_text(event), highlight=False, markup=False, soft_wrap=True)
             shown = part
 
         yield show
@@ -124,21 +138,36 @@ def _train(config: Any, out: Path, *, overwrite: bool = False, resume: bool = Fa
         if unfinished(out).is_dir():
             raise InterpError(f"interrupted; go on with: interp train --resume {out}") from None
         raise
-    final = dict(pair.manifest["final"])
-    if "accuracy" in pair.manifest["reward"]:
-        final["reward model's accuracy"] = pair.manifest["reward"]["accuracy"]
-    for name, value in final.items():
-        print(f"{name:24} {value:.4f}" if isinstance(value, float) else f"{name:24} {value}")
+    _print_final(pair)
     _print_others(pair)
     print(f"\nwrote {pair.path}; compare with: interp compare {pair.base} {pair.tuned} --prompt ... --out ...")
+
+
+def _print_final(pair: Any) -> None:
+    """What the held-out prompts say of base and tuned, side by side."""
+    final = pair.manifest["final"]
+    head = f"{final['heldout_prompts']} held-out prompts, {final['samples']} samples"
+    print(f"{head:36}{'base':>12}{'tuned':>12}")
+    named = {
+        "reward": "mean reward",
+        "reward_sd": "its standard deviation over samples",
+        "distinct_2": "distinct-2",
+        "length": "length in tokens",
+    }
+    for key, words in named.items():
+        print(f"{words:36}{final[f'base_{key}']:12.4f}{final[key]:12.4f}")
+    print(f"{'KL(tuned || base), nats per token':36}{'':12}{final['kl']:12.4f}")
+    print(f"{'the same before the first step':36}{'':12}{final['kl_at_step_0']:12.2g}")
+    if "accuracy" in pair.manifest["reward"]:
+        print(f"{'accuracy of the reward model':36}{pair.manifest['reward']['accuracy']:12.4f}")
 
 
 def _print_others(pair: Any) -> None:
     """A line for each null run and replicate."""
     for entry in (*pair.manifest.get("controls", ()), *pair.manifest.get("replicates", ())):
         final = entry["final"]
-        short = "" if entry.get("reached_kl") in (None, True) else "  did not reach the pair's KL"
-        print(f"{entry['path']:24} reward {final['reward']:.4f}  KL {final['kl']:.4f}{short}")
+        short = "" if entry.get("reached_kl") in (None, True) else ", which is not the pair's"
+        print(f"{entry['path']:36}{'':12}{final['reward']:12.4f}  at KL {final['kl']:.4f}{short}")
 
 
 def _counts(text: str | None) -> dict[str, int]:

@@ -103,17 +103,22 @@ def has(data: xr.Dataset, name: str) -> bool:
     return name in data and bool(np.isfinite(data[name].values).any())
 
 
-def need(data: xr.Dataset, names: tuple[str, ...], measure: str) -> tuple[str, ...]:
+def need(data: xr.Dataset, names: tuple[str, ...], measure: str, *, without: str | None = None) -> tuple[str, ...]:
     """Those of `names` that were measured.
 
+    Args:
+        data: a comparison's dataset.
+        names: variables of which one is needed.
+        measure: what gives them.
+        without: why they may be absent though the measure was taken, with the remedy.
+
     Raises:
-        MeasureError: none was; the message names the measure to ask for.
+        MeasureError: none was; the message names the measure to ask for, or says `without`.
     """
     found = tuple(name for name in names if has(data, name))
     if not found:
-        raise MeasureError(
-            f"this comparison has no {' or '.join(names)}; ask for it: compare(..., measures=[{measure!r}, ...])"
-        )
+        remedy = without or f"ask for it: compare(..., measures=[{measure!r}, ...])"
+        raise MeasureError(f"this comparison has no {' or '.join(names)}; {remedy}")
     return found
 
 

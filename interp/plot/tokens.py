@@ -183,7 +183,12 @@ def answers(cmp: Result, *, width: float = PAGE) -> Figure:
         MeasureError: neither `logit_diff` nor `logprob_diff` was measured.
     """
     data = cmp.dataset
-    names = need(data, ("logit_diff", "logprob_diff"), "logit_diff")
+    names = need(
+        data,
+        ("logit_diff", "logprob_diff"),
+        "logit_diff",
+        without='give the prompts answers, Prompts(texts, answers=(" bad", " good")), and measure "logit_diff"',
+    )
     says = {"logit_diff": "logit difference", "logprob_diff": "log-probability difference"}
     with house_style():
         figure, axes = panels(len(names), width, 3.6)
@@ -234,7 +239,7 @@ def mass_outside(cmp: Result, *, width: float = PAGE) -> Figure:
         MeasureError: `mass_outside` was not measured.
     """
     data = cmp.dataset
-    need(data, ("mass_outside",), "next_token")
+    need(data, ("mass_outside",), "next_token", without="both models have the same tokens, so nothing lies outside")
     values = {m: data["mass_outside"].sel(model=m).values.astype(float) for m in ("base", "tuned")}
     order = np.argsort(-np.nan_to_num(values["tuned"]), kind="stable")
     with house_style():
