@@ -36,7 +36,7 @@ _OWN = (
 )
 _ORDER = {
     "Next token": ("tokens", "movers", "answers", "mass_outside", "kl", "entropy"),
-    "Layers": ("lens", "lens_base_head", "lens_positions", "residual"),
+    "Layers": ("lens", "lens_positions", "residual"),
     "Attribution": ("attribution", "heads", "neurons"),
     "Attention": ("attention_change", "attention_entropy", "attention_classes", "attention", "ov"),
     "Weights": ("weights", "singular_directions"),
