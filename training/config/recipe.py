@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from interp.errors import ConfigError
-from interp.io import os_reason, write_text
-from training.config.schema import REQUIRED, check_unused, override, plain, read, setting, to_toml
+from interp.io import write_text
+from training.config.schema import REQUIRED, check_unused, plain, read, read_toml, setting, to_toml
 from training.config.sections import (
     ALGORITHMS,
     DPOConfig,
@@ -120,15 +119,7 @@ class RLHFConfig:
         Raises:
             ConfigError: the file cannot be read or parsed, or `from_dict` refuses its content.
         """
-        try:
-            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"cannot read the recipe {path}: {os_reason(error)}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} is not TOML: {error}; correct that line") from error
-        for key, text in (overrides or {}).items():
-            override(values, key, text)
-        return cls.from_dict(values)
+        return cls.from_dict(read_toml(path, overrides))
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dictionaries without keys that are None or not used; `from_dict` reads them back."""

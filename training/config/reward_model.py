@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tomllib
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from interp.errors import ConfigError
-from interp.io import os_reason, write_text
-from training.config.schema import REQUIRED, override, plain, read, setting, to_toml
+from interp.io import write_text
+from training.config.schema import REQUIRED, plain, read, read_toml, setting, to_toml
 
 
 @dataclass(frozen=True)
@@ -138,15 +137,7 @@ class RewardModelConfig:
         Raises:
             ConfigError: the file cannot be read or parsed, or `from_dict` refuses its content.
         """
-        try:
-            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"cannot read the recipe {path}: {os_reason(error)}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} is not TOML: {error}; correct that line") from error
-        for key, text in (overrides or {}).items():
-            override(values, key, text)
-        return cls.from_dict(values)
+        return cls.from_dict(read_toml(path, overrides))
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dictionaries without keys that are None; `from_dict` reads them back."""

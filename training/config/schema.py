@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import re
 import tomllib
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import field
+from pathlib import Path
 from typing import Any
 
 from interp.errors import ConfigError
+from interp.io import os_reason
 
 REQUIRED = object()
 
@@ -116,6 +119,23 @@ def plain(value: Any, *, engine: str | None = None) -> Any:
     if isinstance(value, Mapping):
         return {str(key): plain(item, engine=engine) for key, item in value.items()}
     return [plain(item, engine=engine) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def read_toml(path: str | os.PathLike[str], overrides: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The nested mappings of a TOML file, with some values put in place of its own (see `override`).
+
+    Raises:
+        ConfigError: the file cannot be read or parsed.
+    """
+    try:
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the recipe {path}: {os_reason(error)}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}; correct that line") from error
+    for key, text in (overrides or {}).items():
+        override(values, key, text)
+    return values
 
 
 def override(values: dict[str, Any], key: str, text: str) -> None:

@@ -15,7 +15,7 @@ from interp.io import write_json
 from training.config import RLHFConfig
 from training.evaluate import Evaluation, evaluate
 from training.events import Progress
-from training.job import Job, engine, state_step
+from training.job import Job, Outcome, engine, state_step
 from training.prompts import PromptSplit
 from training.reward import Reward
 from training.rollouts import Sampler
@@ -191,28 +191,32 @@ def tune_part(run: Run, part: Part, trackers: Trackers, before: Evaluation | Non
         raise TrainingError(
             f"KL at step 0 is {outcome.kl_at_step_0:.3g} nats, not 0; the reference is not the base: report this"
         )
-    found: dict[str, Any] = {}
     if run.team.main:
-        model = outcome.model.requires_grad_(False)
-        save_policy(run, model, out)
-        if part.main and outcome.value_head is not None:
-            save_module(outcome.value_head, run.folder / "value_head.safetensors")
-        after = run.evaluate(model, part.name)
-        if part.main:
-            recorder.evaluated(outcome.steps, after)
-            assert before is not None
-            write_json(run.folder / "heldout.json", _side_by_side(before, after, run.prompts.heldout))
-        found = {
-            "final": figures(after),
-            "kl_at_step_0": outcome.kl_at_step_0,
-            "steps": outcome.steps,
-            "reached_kl": outcome.reached_kl,
-            "adapter": is_adapter(model),
-            "value_head": outcome.value_head is not None,
-        }
-        write_note(run.folder, part.name.replace("/", "-"), found)
+        _settle(run, part, outcome, recorder, before)
     run.team.wait()
-    return found or dict(note(run.folder, part.name.replace("/", "-")))
+    return dict(note(run.folder, part.name.replace("/", "-")))
+
+
+def _settle(run: Run, part: Part, outcome: Outcome, recorder: Recorder, before: Evaluation | None) -> None:
+    """Save, prove and measure what an engine made, and note what the rest of the run needs to know of it."""
+    model = outcome.model.requires_grad_(False)
+    save_policy(run, model, run.folder / part.name)
+    if part.main and outcome.value_head is not None:
+        save_module(outcome.value_head, run.folder / "value_head.safetensors")
+    after = run.evaluate(model, part.name)
+    if part.main:
+        recorder.evaluated(outcome.steps, after)
+        assert before is not None
+        write_json(run.folder / "heldout.json", _side_by_side(before, after, run.prompts.heldout))
+    found = {
+        "final": figures(after),
+        "kl_at_step_0": outcome.kl_at_step_0,
+        "steps": outcome.steps,
+        "reached_kl": outcome.reached_kl,
+        "adapter": is_adapter(model),
+        "value_head": outcome.value_head is not None,
+    }
+    write_note(run.folder, part.name.replace("/", "-"), found)
 
 
 def is_adapter(model: nn.Module) -> bool:
