@@ -17,7 +17,7 @@ FORMAT = 1
 _REQUIRED = ("format", "engine", "config", "seed", "versions", "base", "tuned", "files", "final")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CheckpointPair:
     """A base model, what RLHF made of it, and everything between them, in one folder.
 
@@ -33,6 +33,15 @@ class CheckpointPair:
 
     path: Path
     manifest: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        """The folder, and what came of the run."""
+        final = self.manifest["final"]
+        figures = [f"KL {final['kl']:.3g}"] if "kl" in final else []
+        if "reward" in final and "base_reward" in final:
+            figures.insert(0, f"reward {final['base_reward']:.3g} to {final['reward']:.3g}")
+        others = [f"{len(found)} {name}" for name in ("controls", "replicates") if (found := self.manifest.get(name))]
+        return f"CheckpointPair({str(self.path)!r}: {', '.join([self.manifest['engine'], *figures, *others])})"
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, verify: bool = False) -> CheckpointPair:

@@ -7,6 +7,7 @@ checkpoints on disk, null runs, the pair's manifest) is the run's.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
+from interp.errors import MissingExtra
 from training.config import RLHFConfig
 from training.reward import Reward
 from training.rollouts import Sampler
@@ -93,6 +95,18 @@ def engine(name: str) -> Engine:
     """The engine of that name: `tune` of its package, imported when it is asked for."""
     found: Engine = importlib.import_module(_ENGINES[name]).tune
     return found
+
+
+def require(name: str) -> None:
+    """Refuse an engine whose library is not installed, before any work is done.
+
+    Raises:
+        MissingExtra: with the command that installs it.
+    """
+    if name == "trl" and importlib.util.find_spec("trl") is None:
+        raise MissingExtra("trl", "the engine trl")
+    if name == "trlx" and importlib.util.find_spec("trlx") is None:
+        raise importlib.import_module("training.trlx.compat").MissingTrlx
 
 
 def state_step(name: str, folder: Path) -> int | None:

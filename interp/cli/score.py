@@ -16,7 +16,9 @@ def score(
     reward: Annotated[str, typer.Argument(help="Reward model: a classifier's folder or hub id.")],
     texts: Annotated[list[str], typer.Argument(help="Texts; - reads one a line from standard input.")],
     label: Annotated[str | None, typer.Option(help="Only this label.")] = None,
-    output: Annotated[str, typer.Option(help="probability, softmax, sigmoid or logit.")] = "probability",
+    output: Annotated[
+        str | None, typer.Option(help="probability, softmax, sigmoid or logit; default what suits the model.")
+    ] = None,
     top: Annotated[int, typer.Option(help="Only the so many largest of each text; 0 shows all.", min=0)] = 0,
     batch_size: Annotated[int, typer.Option(help="Texts scored at a time.", min=1)] = 64,
     device: Annotated[str | None, typer.Option(help="Device, as cuda; default the CPU.")] = None,
@@ -52,7 +54,7 @@ def _lines(texts: Sequence[str]) -> list[str]:
     return [line for text in texts for line in ((each.rstrip("\n") for each in sys.stdin) if text == "-" else (text,))]
 
 
-def _load(source: str, label: str | None, output: str, device: str | None, revision: str | None) -> RewardModel:
+def _load(source: str, label: str | None, output: str | None, device: str | None, revision: str | None) -> RewardModel:
     from interp.loading import load_both
     from interp.models import RewardModel
 
@@ -62,4 +64,6 @@ def _load(source: str, label: str | None, output: str, device: str | None, revis
     )
     names = list(model.config.id2label.values())  # type: ignore[union-attr, operator]
     chosen = label if label is not None or not names else names[0]
+    scalar = getattr(model.config, "problem_type", None) == "regression"
+    output = output if output is not None else ("logit" if scalar else "probability")
     return RewardModel.load(model, tokenizer=tokenizer, label=chosen, output=output)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -118,7 +119,7 @@ def _check(config: Any) -> None:
     for name, value in found.items():
         print(f"{name:{width}}  {value}")
     fetched = [name for name, value in found.items() if "not fetched" in value]
-    note = f"; {', '.join(fetched)} would come from the hub and were not looked at" if fetched else ""
+    note = f"; what would come from the hub was not looked at ({', '.join(fetched)})" if fetched else ""
     print(f"\nthe recipe is sound{note}; nothing was trained")
 
 
@@ -138,6 +139,8 @@ def _train(config: Any, out: Path, *, overwrite: bool = False, resume: bool = Fa
         if unfinished(out).is_dir():
             raise InterpError(f"interrupted; go on with: interp train --resume {out}") from None
         raise
+    if int(os.environ.get("RANK", "0")):
+        return  # one of several processes speaks for all
     _print_final(pair)
     _print_others(pair)
     print(f"\nwrote {pair.path}; compare with: interp compare {pair.base} {pair.tuned} --prompt ... --out ...")

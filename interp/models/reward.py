@@ -88,6 +88,8 @@ class RewardModel:
             allow_pickle=allow_pickle,
         )
         config: Any = model.config
+        if output == "probability" and getattr(config, "problem_type", None) == "regression":
+            raise LoadError('the reward model gives a score without bounds, no probability; pass output="logit"')
         labels = _labels(config)
         if label is None and len(labels) == 1:
             label = labels[0]

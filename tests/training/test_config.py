@@ -94,7 +94,7 @@ def test_a_key_that_the_engine_does_not_use_is_an_error():
 def test_exactly_one_algorithm():
     for values, words in (
         ({name: MINIMAL[name] for name in ("model", "prompts")}, "exactly one of the sections .*, not none"),
-        ({**MINIMAL, "dpo": {}}, "not ppo and dpo"),
+        ({**MINIMAL, "dpo": {"files": ["p"]}}, "not ppo and dpo"),
         (with_("train", engine="trl"), "the engine trl does not run ppo; set train.engine to native or trlx"),
         ({**TRL, "train": {}, "grpo": {}}, "the engine native does not run grpo; set train.engine to trl"),
     ):

@@ -11,7 +11,7 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from interp.errors import TrainingError
+from interp.errors import ConfigError
 from interp.pair import CheckpointPair
 from training import train
 
@@ -24,6 +24,7 @@ def differs(first, second):
     return any(not torch.equal(value, second[name]) for name, value in first.items())
 
 
+@pytest.mark.slow
 def test_a_control_stops_at_the_pairs_kl_or_says_that_it_did_not(tmp_path):
     """Many steps toward a reward that is easily learned take the pair far; its shuffled twin stays near."""
     config = tiny.recipe(
@@ -78,7 +79,7 @@ def test_an_adapter_is_saved_as_one_and_compares(tmp_path):
 def test_a_tracker_that_is_not_installed_is_named(tmp_path, name):
     if importlib.util.find_spec(name) is not None:
         pytest.skip(f"{name} is installed")
-    with pytest.raises(TrainingError, match=f"{name} is not installed; pip install {name}"):
+    with pytest.raises(ConfigError, match=f"{name} is not installed; pip install {name}"):
         train(tiny.recipe(tmp_path, train={"trackers": [name]}), tmp_path / "run", reward=tiny.share_of_good)
     assert not list(tmp_path.glob("run*"))
 
@@ -105,6 +106,7 @@ def test_a_tracker_gets_settings_and_figures(tmp_path, monkeypatch):
         def finish(self):
             told.append("finished")
 
+    monkeypatch.setattr(sys.modules["training.run.check"], "not_installed", lambda names: [])
     kind = accelerate.Accelerator
     monkeypatch.setattr(accelerate, "Accelerator", lambda log_with, project_dir: kind(log_with=[Notebook()]))
     config = tiny.recipe(tmp_path, train={"trackers": ["tensorboard"]}, nulls={"shuffled": 1})

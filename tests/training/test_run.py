@@ -2,6 +2,7 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 
 import pytest
 import tiny
@@ -197,21 +198,20 @@ def test_an_earlier_pair_is_replaced_only_when_asked(tmp_path):
 
 def test_check(tmp_path):
     config = tiny.recipe(tmp_path, model={"base": "gpt2"})
-    assert check(config, reward=tiny.share_of_good)["model.base"] == "gpt2: not fetched"
+    assert check(config, reward=tiny.share_of_good)["model.base"] == "gpt2: no folder here, so a hub id, not fetched"
     assert check(config, reward=tiny.share_of_good)["prompts"].endswith("5 held out")
     with pytest.raises(ConfigError, match="no reward: set reward.model"):
         check(config)
     named = tiny.recipe(tmp_path, reward={"model": "some/classifier", "label": "joy"})
-    assert check(named)["reward.model"] == "some/classifier: not fetched, label joy"
+    assert check(named)["reward.model"] == "some/classifier: no folder here, so a hub id, not fetched, label joy"
     with pytest.raises(ConfigError, match="keep one"):
         check(named, reward=tiny.share_of_good)
-    with pytest.raises(ConfigError, match="which is no folder"):
+    with pytest.raises(ConfigError, match="absent is no folder; correct the path"):
         check(tiny.recipe(tmp_path, model={"base": str(tmp_path / "absent")}), reward=tiny.share_of_good)
 
 
 def test_importing_training_is_cheap():
     import subprocess
-    import sys
     from pathlib import Path
 
     code = "import sys, training; assert 'torch' not in sys.modules and 'numpy' not in sys.modules; training.RLHFConfig"
@@ -237,3 +237,34 @@ def test_prompts_are_passed_in_python(tmp_path):
         train(config, tmp_path / "c", reward=tiny.share_of_good)
     with pytest.raises(ConfigError, match="names prompts and others were passed"):
         check(named, reward=tiny.share_of_good, prompts=texts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"reward": {"function": "no_module_of_that_name:f"}}, "cannot import no_module_of_that_name"),
+        ({"reward": {"function": "f"}}, "is package.module:name, not 'f'"),
+        ({"reward": {"model": ""}}, "a model's name is empty"),
+        ({"generate": {"max_new_tokens": 32}}, "leaves no room for a prompt in the base's context of 32 tokens"),
+        ({"model": {"num_layers_unfrozen": 3}}, "num_layers_unfrozen is 3, the base has 2 layers"),
+        ({"train": {"trackers": ["tensorboard"]}}, "tensorboard is not installed; pip install tensorboard"),
+    ],
+)
+def test_check_finds_what_a_run_would_stumble_over(tmp_path, changes, words, monkeypatch):
+    module = sys.modules["training.run.check"]  # the package's own attribute of that name is the function
+    monkeypatch.setattr(module, "not_installed", lambda names: list(names) if "torch" not in names else [])
+    reward = None if "reward" in changes else tiny.share_of_good
+    with pytest.raises(ConfigError, match=words):
+        check(tiny.recipe(tmp_path, **changes), reward=reward)
+
+
+def test_a_base_that_says_nothing_is_refused(tmp_path):
+    config = tiny.recipe(tmp_path)
+    model = tiny.model()
+    with torch.no_grad():  # whatever is read, the end token has the largest logit by far
+        model.transformer.ln_f.weight.zero_()
+        model.transformer.ln_f.bias.copy_(1e6 * model.transformer.wte.weight[0])
+    model.save_pretrained(tmp_path / "base-model")
+    with pytest.raises(TrainingError, match="answers all 10 samples of the held-out prompts with nothing"):
+        train(config, tmp_path / "run", reward=tiny.share_of_good)
+    assert not list(tmp_path.glob("run*"))

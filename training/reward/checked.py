@@ -97,9 +97,10 @@ class Reward:
         try:
             scores = np.asarray(raw, dtype=np.float64)
         except (TypeError, ValueError) as error:
-            raise TrainingError(f"the reward function must return numbers, not {type(raw).__name__}") from error
+            raise TrainingError(f"the reward function must return numbers, not {str(raw)[:60]}") from error
         if scores.shape != (count,):
-            came = f"{scores.shape[0]} came" if scores.ndim == 1 else f"shape {scores.shape} came"
+            found = f"shape {scores.shape}" if scores.ndim else f"a {type(raw).__name__}"
+            came = f"{scores.shape[0] if scores.ndim == 1 else found} came"
             raise TrainingError(f"the reward function must return {count} numbers, one a sample; {came}")
         bad = np.flatnonzero(~np.isfinite(scores))
         if bad.size:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from interp.io import read_json
 from training.classifier import read_labelled
 from training.config import PromptsConfig, RewardConfig, RLHFConfig, TermConfig, expand
 from training.prompts import load_prompts, not_fetched
+from training.reward import load_function
 
 NOT_FETCHED = "not fetched"
 NEEDS = {"native": ("torch",), "trlx": ("trlx",), "trl": ("trl", "datasets")}
@@ -32,12 +34,15 @@ def check(config: RLHFConfig, *, reward: Any = None, prompts: Any = None) -> dic
         ConfigError: a variable is not set, a file cannot be read, a label is not one of a stored reward model's, or the
             reward is missing or named twice.
     """
-    absent = [name for name in NEEDS[config.train.engine] if importlib.util.find_spec(name) is None]
+    absent = not_installed(NEEDS[config.train.engine])
     found = {
         "engine": f"{config.train.engine}, {config.algorithm}"
         + (f"; {', '.join(absent)} not installed" if absent else "")
     }
     found["model.base"] = _locate(config.model.base)
+    _fits(config, Path(found["model.base"]) / "config.json")
+    for name in not_installed(config.train.trackers):
+        raise ConfigError(f"train.trackers: {name} is not installed; pip install {name}, or leave it out")
     if config.model.tokenizer is not None:
         found["model.tokenizer"] = _locate(config.model.tokenizer)
     if config.model.tokenizer is not None:
@@ -61,7 +66,7 @@ def _prompts(config: PromptsConfig, seed: int, given: Any) -> str:
 
 def _reward(config: RewardConfig, given: Any) -> dict[str, str]:
     """What the reward stands for."""
-    named = any((config.model, config.classifier, config.function, config.terms))
+    named = config.model is not None or any((config.classifier, config.function, config.terms))
     if named and given is not None:
         raise ConfigError("the recipe names a reward and another was passed; keep one")
     if not named and given is None:
@@ -73,8 +78,11 @@ def _reward(config: RewardConfig, given: Any) -> dict[str, str]:
     if config.model is not None:
         found["reward.model"] = _model(config, "reward")
     if config.function is not None:
+        load_function(config.function)
         found["reward.function"] = config.function
     for name, term in (config.terms or {}).items():
+        if term.function is not None:
+            load_function(term.function)
         where = f"reward.terms.{name}"
         found[where] = f"{term.weight:g} x {_model(term, where) if term.model is not None else term.function}"
     if config.classifier is not None:
@@ -99,10 +107,40 @@ def _model(config: RewardConfig | TermConfig, where: str) -> str:
     return f"{found}, label {config.label}" if config.label is not None else found
 
 
+def not_installed(names: Sequence[str]) -> list[str]:
+    """Those packages that are not there to be imported."""
+    return [name for name in names if importlib.util.find_spec(name) is None]
+
+
+def _fits(config: RLHFConfig, file: Path) -> None:
+    """What a base's own config says against the recipe; nothing where it has not been fetched."""
+    if not file.is_file():
+        return
+    base = read_json(file)
+    both = bool(base.get("is_encoder_decoder"))
+    if both and config.train.engine == "trl":
+        raise ConfigError("the engine trl trains causal models only; set train.engine to native or trlx for this base")
+    context = next((base[key] for key in ("max_position_embeddings", "n_positions") if base.get(key)), None)
+    if context and not both and config.generate.max_new_tokens >= context:
+        raise ConfigError(
+            f"generate.max_new_tokens ({config.generate.max_new_tokens}) leaves no room for a prompt in the base's "
+            f"context of {context} tokens; lower it"
+        )
+    layers = next((base[key] for key in ("num_decoder_layers", "num_hidden_layers", "n_layer") if base.get(key)), None)
+    if layers and config.model.num_layers_unfrozen > layers:
+        raise ConfigError(
+            f"model.num_layers_unfrozen is {config.model.num_layers_unfrozen}, the base has {layers} layers; "
+            "-1 trains everything"
+        )
+
+
 def _locate(source: str) -> str:
+    if not source.strip():
+        raise ConfigError("a model's name is empty; give a folder or a hub id")
     expanded = expand(source)
     if Path(expanded).is_dir():
         return str(Path(expanded).resolve())
     if expanded.startswith((".", "/")) or expanded.count("/") > 1 or "${" in source:
-        raise ConfigError(f"{source} stands for {expanded}, which is no folder; correct the path")
-    return f"{expanded}: {NOT_FETCHED}"
+        stands = f"{source} stands for {expanded}, which" if source != expanded else expanded
+        raise ConfigError(f"{stands} is no folder; correct the path")
+    return f"{expanded}: no folder here, so a hub id, {NOT_FETCHED}"

@@ -8,12 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from interp.errors import ConfigError
+from interp.errors import ConfigError, TrainingError
 from interp.models import RewardModel, load_model, load_tokenizer
 from interp.pair import CheckpointPair
 from training.config import RLHFConfig, expand
 from training.evaluate import Evaluation
 from training.events import Progress
+from training.job import require
 from training.prompts import load_prompts
 from training.reward import Reward, RewardFunction, build_reward, reference, unrelated
 from training.run.check import check
@@ -68,6 +69,7 @@ def train(
         return CheckpointPair.load(out)
     with workshop(out, overwrite=overwrite, resume=resume) as folder:
         check(config, reward=reward, prompts=prompts)
+        require(config.train.engine)
         config.save(folder / RECIPE)
         crew.wait()
         build(config, folder, reward=reward, prompts=prompts, progress=progress, crew=crew, resume=resume)
@@ -122,7 +124,7 @@ def build(
     run = Run(config, folder, source, base, tokenizer, split, scorer, crew, progress, resume)
     trackers = Trackers(config, folder, main=crew.main)
     base_reference = _base(run)
-    before = run.evaluate(base, "base") if crew.main else None
+    before = _before(run) if crew.main else None
     tuned = tune_part(run, Part("tuned", config, scorer, stage=config.algorithm), trackers, before)
     controls = _nulls(run, trackers, float(tuned["final"]["kl"]))
     replicates = _replicates(run, trackers)
@@ -145,6 +147,21 @@ def build(
         "final": _final(before, tuned, len(split.heldout)),
     }
     return _finished(config, folder, manifest)
+
+
+def _before(run: Run) -> Evaluation:
+    """The evaluation of the base.
+
+    Raises:
+        TrainingError: it says nothing at all, so that there is nothing to reward.
+    """
+    found = run.evaluate(run.base, "base")
+    if not any(text.strip() for text in found.texts.outputs):
+        raise TrainingError(
+            f"the base answers all {len(found.scores)} samples of the held-out prompts with nothing: it ends at once; "
+            "give other prompts, or set generate.ignore_end"
+        )
+    return found
 
 
 def _tokenizer(config: RLHFConfig, source: str, folder: Path) -> Any:

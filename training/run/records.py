@@ -68,7 +68,7 @@ def draw_curves(path: Path, metrics: Sequence[Mapping[str, Any]], evaluations: S
     panels = (("reward", "reward_mean", "mean reward"), ("kl", "kl", "KL (nats per response token)"))
     for axes, (held, rolled, label) in zip(figure.subplots(1, 2), panels, strict=True):
         for rows, key, style, name in (
-            (metrics, rolled, {"color": "#0072B2"}, "rollouts"),
+            (metrics, rolled, {"color": "#0072B2", "marker": "." if len(metrics) < 12 else ""}, "rollouts"),
             (evaluations, held, {"color": "#D55E00", "marker": "o", "linestyle": ""}, "held-out prompts"),
         ):
             points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]

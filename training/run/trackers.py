@@ -32,7 +32,9 @@ class Trackers:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*no supported trackers", category=UserWarning)  # said below
             self._accelerator = Accelerator(log_with=list(names), project_dir=str(folder / "trackers"))
-        self._accelerator.init_trackers("rlhf-interp", config=_flat(config.to_dict()))
+        (folder / "trackers").mkdir(exist_ok=True)
+        own = {"wandb": {"dir": str(folder / "trackers")}}  # wandb would write into the working directory
+        self._accelerator.init_trackers("rlhf-interp", config=_flat(config.to_dict()), init_kwargs=own)
         started = {tracker.name for tracker in self._accelerator.trackers}
         missing = [name for name in names if name not in started]  # accelerate passes over what is not installed
         if missing:

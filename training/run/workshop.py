@@ -30,9 +30,10 @@ def unfinished(out: str | os.PathLike[str]) -> Path:
 
 
 def worth_keeping(folder: Path) -> bool:
-    """Whether an unfinished run holds a state to go on from, a stored checkpoint, or a part that is done."""
+    """Whether an unfinished run holds a state to go on from, a stored checkpoint, figures, or a part that is done."""
     done = (file for file in (folder / NOTES).glob("*.json") if file.stem != "base")
-    return any(any(found) for found in (folder.rglob(STATE), (folder / "checkpoints").glob("step-*"), done))
+    rows = (file for file in folder.glob("metrics.jsonl") if file.stat().st_size)
+    return any(any(found) for found in (folder.rglob(STATE), (folder / "checkpoints").glob("step-*"), done, rows))
 
 
 @contextlib.contextmanager
@@ -78,7 +79,8 @@ def _guarded(folder: Path, target: Path) -> Iterator[Path]:
         if not worth_keeping(folder):
             shutil.rmtree(folder, ignore_errors=True)
         elif isinstance(error, InterpError):
-            raise type(error)(f"{error}; what was done is kept in {folder}") from error
+            kept = f"what was done is kept in {folder} (--resume goes on by the same recipe, --overwrite starts anew)"
+            raise type(error)(f"{error}; {kept}") from error
         raise
     publish_folder(folder, target)
 
