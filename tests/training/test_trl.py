@@ -77,7 +77,8 @@ def test_it_stops_at_a_kl_limit_and_passes_on_a_bad_reward(tmp_path):
             tmp_path / "b",
             reward=lambda samples, **_: [1.0] * (len(samples) - (len(samples) == 16)),
         )
-    assert not list(tmp_path.glob("*.unfinished")) and not (tmp_path / "b").exists()
+    assert [path.name for path in tmp_path.glob("*.unfinished")] == ["a.unfinished"], "the figures of what was trained"
+    assert (tmp_path / "a.unfinished/metrics.jsonl").stat().st_size and not (tmp_path / "b").exists()
 
 
 def test_settings_that_do_not_fit(tmp_path):

@@ -13,6 +13,7 @@ from training.batches import pad_right
 from training.job import Job
 from training.seeding import derive, permutation
 from training.trl.callbacks import Follower
+from training.trl.figures import figures
 
 
 class ScoredSamples:
@@ -27,8 +28,6 @@ class ScoredSamples:
         self, prompts: Sequence[str], completions: Sequence[str], completion_ids: Sequence[Sequence[int]], **_: Any
     ) -> list[float]:
         """One number a sample; `completions` are not read, as some tokenizers lose a text's first space there."""
-        from training.trl.engine import figures
-
         job = self.job
         encoded = job.sampler.encode(prompts)
         samples = as_samples([prompt.ids for prompt in encoded], completion_ids, job.sampler.pad_id)
