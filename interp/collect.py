@@ -30,6 +30,7 @@ class Collector:
         self._described: dict[Hashable, tuple[tuple[Hashable, ...], dict[Any, Any]]] = {}
         self._coords: dict[Hashable, xr.DataArray] = {}
         self._strings: dict[str, int] = {"": 0}
+        self._texts: set[Hashable] = set()
 
     def add(self, first: int, data: xr.Dataset) -> None:
         """Write the variables of a batch whose first prompt is `first`."""
@@ -42,6 +43,7 @@ class Collector:
                 raise ValueError(f"{name} has the dims {array.dims}; the first dim of a measure is prompt")
             self._described.setdefault(name, (array.dims, dict(array.attrs)))
             if values.dtype == object:
+                self._texts.add(name)
                 values = self._numbered(values)
             if values.dtype == np.float64 and not SINGLE.isdisjoint(map(str, array.dims)):
                 values = values.astype(np.float32)
@@ -59,13 +61,19 @@ class Collector:
         held = self._values.get(name)
         inner = values.shape[1:]
         if held is None:
-            held = np.full((self._prompts, *inner), *_filling(values.dtype))
+            held = np.full((self._prompts, *inner), *self._filling(name, values.dtype))
         elif any(size > there for size, there in zip(inner, held.shape[1:], strict=True)):
-            larger = np.full((self._prompts, *map(max, inner, held.shape[1:])), *_filling(held.dtype))
+            larger = np.full((self._prompts, *map(max, inner, held.shape[1:])), *self._filling(name, held.dtype))
             larger[tuple(map(slice, held.shape))] = held
             held = larger
         self._values[name] = held
         return held
+
+    def _filling(self, name: Hashable, dtype: np.dtype) -> tuple[Any, np.dtype]:
+        """What stands where no batch wrote, and a dtype that can hold it beside values of `dtype`."""
+        if name in self._texts:
+            return self._strings[""], dtype
+        return np.nan, dtype if np.issubdtype(dtype, np.floating) else np.dtype(np.float64)
 
     def dataset(self) -> xr.Dataset:
         """Everything that was added; to be called once, as it gives its arrays away."""
@@ -73,13 +81,5 @@ class Collector:
         variables = {}
         for name, (dims, attrs) in self._described.items():
             values = self._values.pop(name)
-            variables[name] = as_variable(dims, texts[values] if values.dtype == np.int32 else values, attrs)
+            variables[name] = as_variable(dims, texts[values] if name in self._texts else values, attrs)
         return xr.Dataset(variables, coords=self._coords)
-
-
-def _filling(dtype: np.dtype) -> tuple[Any, np.dtype]:
-    """What stands where no batch wrote, and a dtype that can hold it beside values of `dtype`."""
-    if dtype == np.int32:  # the number of the empty string
-        return 0, dtype
-    kept = dtype if np.issubdtype(dtype, np.floating) else np.dtype(np.float64)
-    return np.nan, kept

@@ -36,9 +36,6 @@ KEPT_BYTES = 2**25
 TEXT_MEASURES = ("completions",)
 """Measures that need neither a shared vocabulary nor models of one shape."""
 
-GIVE_BACK_EVERY = 1
-"""Batches after which freed memory goes back to the system; it takes milliseconds."""
-
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 
@@ -137,8 +134,7 @@ def run_measures(base: Policy, others: Sequence[Policy], prompts: Prompts, setti
             kept[pair.other] = _kept_examples(pair, len(tokens))
         settings.progress("prompts", done + 1, len(starts) * len(others))
         del pair  # or this batch's activations would stay until the next one's are there too
-        if done % GIVE_BACK_EVERY == 0:
-            give_back_free_memory()
+        give_back_free_memory()
     texts = _texts(base, prompts, tokens)
     results = []
     for index, other in enumerate(others):

@@ -32,19 +32,6 @@ def read(policy: Policy, residual: Float[Tensor, "*batch d_model"], width: int) 
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def lens_logits(trace: Trace, site: Site, *, through: Trace | None = None) -> Float[Tensor, "prompt vocab"]:
-    """Logits of the residual at `site` and each prompt's last token, on the CPU.
-
-    Args:
-        trace: whose residual.
-        site: where.
-        through: by whose final norm and unembedding it is read; None: by the model's own.
-    """
-    reader = through or trace
-    residual = trace.batch.at_last_prompt(trace[site]).to(reader[site].dtype)
-    return read(reader.policy, residual, trace.logits.shape[-1]).cpu()
-
-
 def lens(base: Trace, tuned: Trace) -> xr.Dataset:
     """Logit lens at each prompt's last token, each model through its own head: its final norm and unembedding.
 

@@ -121,6 +121,8 @@ def test_exactly_one_algorithm():
         (with_("train", trackers="wandb"), "train.trackers must be a list of strings"),
         (with_("train", batch_size=8, minibatch_size=9), "train.minibatch_size \\(9\\) exceeds train.batch_size"),
         (with_("model", lora={}, num_layers_unfrozen=2), "exclude each other"),
+        ({**TRL, "dpo": {}}, "missing key dpo.files"),
+        ({**TRL, "dpo": {"files": ["p"]}, "nulls": {"unrelated": 1}}, "dpo learns from pairs; use shuffled"),
         (with_("reward", terms={"a": {}}), "reward.terms.a needs either model or function"),
         (with_("reward", terms={"a": 1}), "reward.terms.a must be a section with keys, not 1"),
         (with_("reward", model="m", function="f:g"), "reward.model and reward.function exclude each other"),

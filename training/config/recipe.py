@@ -73,6 +73,10 @@ class RLHFConfig:
             raise ConfigError(f"a recipe has exactly one of the sections {', '.join(ALGORITHMS)}, not {came}")
         if self.dpo is not None and not self.dpo.files:
             raise ConfigError("missing key dpo.files: the preference pairs; add it")
+        if self.dpo is not None and self.nulls.unrelated:
+            raise ConfigError(
+                "nulls.unrelated needs a reward that is learned from, and dpo learns from pairs; use shuffled"
+            )
         if self.train.engine not in ALGORITHMS[given[0]]:
             engines = " or ".join(ALGORITHMS[given[0]])
             raise ConfigError(f"the engine {self.train.engine} does not run {given[0]}; set train.engine to {engines}")

@@ -45,8 +45,6 @@ def check(config: RLHFConfig, *, reward: Any = None, prompts: Any = None) -> dic
         raise ConfigError(f"train.trackers: {name} is not installed; pip install {name}, or leave it out")
     if config.model.tokenizer is not None:
         found["model.tokenizer"] = _locate(config.model.tokenizer)
-    if config.model.tokenizer is not None:
-        found["model.tokenizer"] = _locate(config.model.tokenizer)
     found["prompts"] = _prompts(config.prompts, config.train.seed, prompts)
     if config.dpo is not None:
         for file in config.dpo.files:

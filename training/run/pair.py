@@ -115,10 +115,7 @@ def build(
     crew = crew if crew is not None else team()
     source = expand(config.model.base, pair=folder)
     base = load_model(source, revision=config.model.revision).float().to(crew.device).requires_grad_(False)
-    if config.model.tokenizer is not None:
-        tokenizer = load_tokenizer(expand(config.model.tokenizer, pair=folder))
-    else:
-        tokenizer = _tokenizer(config, source, folder)
+    tokenizer = _tokenizer(config, source, folder)
     scorer, reward_reference = _scorer(config, folder, reward, progress, crew)
     split = load_prompts(config.prompts, config.train.seed, pair=folder, dataset=prompts)
     run = Run(config, folder, source, base, tokenizer, split, scorer, crew, progress, resume)

@@ -111,6 +111,11 @@ class Recorder:
         if self.part.main:
             self._evaluations = Lines(home / "evaluations.jsonl", after=None if done is None else done + 1)
 
+    @property
+    def begins(self) -> bool:
+        """Whether this process writes and nothing of the policy has been trained yet."""
+        return self.run.team.main and self._last == 0
+
     def log(self, row: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl, and of the trackers."""
         if self._metrics is not None:
@@ -178,7 +183,7 @@ def tune_part(run: Run, part: Part, trackers: Trackers, before: Evaluation | Non
         out.mkdir(parents=True, exist_ok=True)
     run.team.wait()
     recorder = Recorder(run, part, trackers)
-    if before is not None and run.team.main and recorder._last == 0:
+    if before is not None and recorder.begins:
         recorder.evaluated(0, before)
     sampler = run.sampler(part.config.train.seed)
     outcome = engine(part.config.train.engine)(

@@ -57,7 +57,9 @@ def tune(job: Job) -> Outcome:
             trainer.train()
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-    reached = follower.reached_kl if job.stop_at_kl is not None else None
+    reached = None
+    if job.stop_at_kl is not None:  # the last update, and with DPO every one, is followed by no samples
+        reached = follower.reached_kl or measured_kl(job, policy) >= job.stop_at_kl
     return Outcome(policy.eval(), kl_at_step_0, int(trainer.state.global_step), reached_kl=reached)
 
 
