@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     row.split()
     for row in """
-    errors memory
+    errors memory columns
     io
     prompts pair
     sampling divergences adapters
@@ -22,10 +22,12 @@ ORDER = [
     loading
     models
     scratch
-    stats turns
-    measures patching
+    stats resampling turns
+    measures
     collect
-    engine circuits reward
+    engine
+    patching
+    circuits reward
     summary text store
     plot report
     comparison

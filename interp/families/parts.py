@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from interp.adapters import named_weights
@@ -251,6 +251,43 @@ class Parts:
                 weight = weight.split(widths, dim=1)[index]
         return weight.reshape(self.d_model, heads, self.d_head).transpose(0, 1)
 
+    def of_projection(
+        self, output: Float[Tensor, "batch seq width"], part: str, stack: StackName | None = None
+    ) -> Float[Tensor, "batch seq heads d_head"]:
+        """The part ("q", "k" or "v") of the output of its projection, by head (q) or key-value head."""
+        start, width, heads = self._columns(part, stack)
+        if self._by_head(stack):
+            return output.unflatten(-1, (self.n_heads, 3, self.d_head))[..., "qkv".index(part), :]
+        return output[..., start : start + width].unflatten(-1, (heads, self.d_head))
+
+    def in_projection(
+        self,
+        output: Float[Tensor, "batch seq width"],
+        value: Float[Tensor, "batch seq heads d_head"],
+        part: str,
+        stack: StackName | None = None,
+    ) -> Float[Tensor, "batch seq width"]:
+        """The output of a projection with another `part`: what `of_projection` reads, put back."""
+        start, width, _ = self._columns(part, stack)
+        if self._by_head(stack):
+            split = list(output.unflatten(-1, (self.n_heads, 3, self.d_head)).unbind(-2))
+            split["qkv".index(part)] = value
+            return torch.stack(split, dim=-2).flatten(-3)
+        return torch.cat([output[..., :start], value.flatten(-2), output[..., start + width :]], dim=-1)
+
+    def _by_head(self, stack: StackName | None) -> bool:
+        row = self.attention(stack)
+        return row.q == row.k == row.v and row.fused == "heads"
+
+    def _columns(self, part: str, stack: StackName | None) -> tuple[int, int, int]:
+        """First column and number of columns of a part in its projection's output, and its number of heads."""
+        heads = self.n_heads if part == "q" else self.n_kv_heads
+        row, width = self.attention(stack), heads * self.d_head
+        if not row.q == row.k == row.v:
+            return 0, width, heads
+        own, shared = self.n_heads * self.d_head, self.n_kv_heads * self.d_head
+        return {"q": 0, "k": own, "v": own + shared}[part], width, heads
+
     def W_Q(self, layer: int, stack: StackName | None = None) -> Float[Tensor, "head d_model d_head"]:
         """Query weights by head."""
         return self._projection(layer, "q", self.n_heads, stack)
@@ -293,12 +330,36 @@ class Parts:
             value = _run(module, value)
         return value.to(residual.device)
 
-    def logits(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch out"]:
-        """Read a residual as the model reads its last one: final norm, then the head; no gradients."""
-        with torch.no_grad():
+    def logits(
+        self, residual: Float[Tensor, "*batch d_model"], *, gradients: bool = False
+    ) -> Float[Tensor, "*batch out"]:
+        """Read a residual as the model reads its last one: final norm, then the head."""
+        with torch.set_grad_enabled(gradients):
             linear = self.linear_output(residual)
             values: Tensor = self.head.after(self.model, linear) if self.head.after else linear
             return values[..., : self.vocab]
+
+    def logits_of(
+        self, residual: Float[Tensor, "row d_model"], ids: Int[Tensor, "row choice"]
+    ) -> Float[Tensor, "row choice"]:
+        """The logits of a few tokens a row, as `logits` has them, without computing the rest; with gradients.
+
+        Args:
+            residual: last residuals.
+            ids: tokens.
+        """
+        value = _run(self.final_norm, residual) * self.readout_scale
+        for module in self.linear_readout[:-1]:
+            value = _run(module, value)
+        weight, bias = _linear(self.linear_readout[-1])
+        value = value.to(weight)
+        columns = weight.T[ids.to(weight.device)]
+        linear = torch.einsum("rd,rcd->rc", value, columns)
+        if bias is not None:
+            linear = linear + bias[ids.to(bias.device)]
+        # What comes after is a soft cap, which takes each logit by itself, where it is a language model.
+        whole: Tensor = self.head.after(self.model, linear) if self.head.after else linear
+        return whole.to(residual.device)
 
     @property
     def n_outputs(self) -> int:

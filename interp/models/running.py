@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from interp.families import Parts
 from interp.hooks import Site, capture
+from interp.hooks.attention import KERNEL
 from interp.prompts import Batch
 from interp.sampling import evaluating
 
@@ -27,7 +28,7 @@ def as_found(model: nn.Module, *, eager: bool = False) -> Iterator[None]:
     config: Any = model.config
     kernel = config._attn_implementation
     try:
-        if eager and kernel != "eager":
+        if eager and kernel not in ("eager", KERNEL):
             model.set_attn_implementation("eager")  # type: ignore[operator]
         with evaluating(model), torch.no_grad():
             yield

@@ -67,6 +67,10 @@ def arguments_of(table: Table, column: str | None, settings: Mapping[str, Any]) 
     for optional, argument in _OPTIONAL.items():
         if optional in others and settings.get(argument) is None:
             found[argument] = _texts(table, optional)
+    if "corrupted" in others and settings.get("corrupted") is None:
+        found["corrupted"] = [
+            _present(table, "corrupted", row, value) for row, value in enumerate(table.cells("corrupted"))
+        ]
     return {**found, **{key: value for key, value in settings.items() if value is not None}}
 
 

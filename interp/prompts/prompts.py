@@ -50,8 +50,13 @@ class Prompts:
             both; or a jinja template for both. After a last message of the assistant the models go on with it, else
             they begin an answer.
 
+        corrupted: for each prompt a counterpart of as many tokens (checked when they are tokenised) in which what
+            matters is changed, say a name: the corrupted prompts of patching and of circuits. Answers, continuations
+            and decoder's prefixes stay those of the prompt. None: there are none.
+
     Raises:
-        PromptError: no prompts, an empty one, two kinds, or answers or continuations that do not fit them.
+        PromptError: no prompts, an empty one, two kinds, or answers, continuations or corrupted prompts that do not fit
+            them.
     """
 
     texts: Sequence[Prompt]
@@ -62,6 +67,7 @@ class Prompts:
     groups: Sequence[str] | None = field(default=None, kw_only=True)
     decoder_prefixes: str | Sequence[str] | None = field(default=None, kw_only=True)
     chat_template: str | None = field(default=None, kw_only=True)
+    corrupted: Sequence[Prompt] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         set_field = object.__setattr__
@@ -90,6 +96,8 @@ class Prompts:
         if self.groups is None:
             same = (text if isinstance(text, str) else json.dumps(text, default=str) for text in self.texts)
             set_field(self, "groups", tuple(same))
+        if self.corrupted is not None:
+            set_field(self, "corrupted", _counterparts(self.corrupted, self.texts, kind))
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -99,14 +107,27 @@ class Prompts:
         """What the prompts are: "text", "chat" or "ids"."""
         return check_prompt(self.texts[0], "prompt 0")[0]
 
+    @property
+    def corrupt(self) -> Prompts:
+        """The corrupted prompts, with the answers and all else of these.
+
+        Raises:
+            PromptError: there are none.
+        """
+        if self.corrupted is None:
+            raise PromptError(
+                "these prompts have no corrupted counterparts; give one for each, as Prompts(texts, corrupted=[...])"
+            )
+        return replace(self, texts=self.corrupted, corrupted=None)
+
     @classmethod
     def from_file(cls, path: str | os.PathLike[str], *, column: str | None = None, **settings: Any) -> Prompts:
         """Read prompts, and what goes with them, from a file.
 
         A .csv, .tsv, .jsonl, .json or .parquet file has columns: one of `text`, `prompt` (texts), `messages` (chats)
-        or `ids` (token ids), and, where they are there, `answer` and `alternative`, `continuation`, `group` and
-        `decoder_prefix`; others are left unread. A JSON file may also hold bare strings, chats or lists of ids. Any
-        other file is text with one prompt a line; its blank lines are skipped.
+        or `ids` (token ids), and, where they are there, `answer` and `alternative`, `continuation`, `group`,
+        `decoder_prefix` and `corrupted`; others are left unread. A JSON file may also hold bare strings, chats or lists
+        of ids. Any other file is text with one prompt a line; its blank lines are skipped.
 
         Args:
             path: the file, UTF-8.
@@ -177,7 +198,8 @@ class Prompts:
         Raises:
             PromptError: an answer is not one token (its tokens are listed) or unknown to the tokenizer, the two
                 answers of a pair share their token, a prompt has no tokens or ids beyond the vocabulary, a chat does
-                not fit the template, or decoder prefixes came for a causal model.
+                not fit the template, a corrupted prompt has more or fewer tokens than its prompt, or decoder prefixes
+                came for a causal model.
         """
         if decoder_start is None and self.decoder_prefixes is not None:
             raise PromptError("decoder_prefixes are for encoder-decoder models, and these are causal; leave them out")
@@ -208,6 +230,10 @@ class Prompts:
         if pairs is not None:
             answers = read_answers(tokenizer, contexts, befores, pairs, bos)
             tokens = with_answers(tokens, answers, pairs, self.multi_token, tokenizer)
+        if self.corrupted is not None:
+            corrupt = self.corrupt.tokenize(tokenizer, decoder_start=decoder_start)
+            _check_lengths(tokens, corrupt)
+            tokens = replace(tokens, corrupt=corrupt)
         return replace(tokens, remarks=remarks_on(tokens, contexts, pairs, tokenizer))
 
     def _as_texts(self, tokenizer: Any) -> tuple[list[str], list[list[int]] | None, bool | None]:
@@ -246,6 +272,31 @@ def _strings(value: Any, name: str) -> tuple[str, ...]:
     if isinstance(found, str) or not isinstance(found, Sequence) or not all(isinstance(v, str) for v in found):
         raise PromptError(f"{name} must be a list of strings, not {type(value).__name__} {str(value)[:40]!r}")
     return tuple(check_text(text, f"{name} {index}") for index, text in enumerate(found))
+
+
+def _counterparts(value: Any, texts: Sequence[Prompt], kind: Kind) -> tuple[Prompt, ...]:
+    """Corrupted prompts, checked against the prompts that they belong to."""
+    given = _listed(value)
+    if len(given) != len(texts):
+        raise PromptError(f"{len(texts)} prompts but {len(given)} corrupted ones; give one for each prompt")
+    found = [check_prompt(each, f"corrupted prompt {index}") for index, each in enumerate(given)]
+    odd = next((index for index, (each, _) in enumerate(found) if each != kind), None)
+    if odd is not None:
+        raise PromptError(f"corrupted prompt {odd} is of another kind ({found[odd][0]}) than the prompts ({kind})")
+    return tuple(each for _, each in found)
+
+
+def _check_lengths(tokens: TokenizedPrompts, corrupt: TokenizedPrompts) -> None:
+    """Refuse a corrupted prompt whose positions are not those of its prompt."""
+    for name in ("encoder_ids", "prompt_ids"):
+        rows, others = getattr(tokens, name), getattr(corrupt, name)
+        for index, (row, other) in enumerate(zip(rows or (), others or (), strict=True)):
+            if len(row) != len(other):
+                raise PromptError(
+                    f"prompt {index} has {len(row)} tokens and its corrupted counterpart {len(other)}"
+                    f" ({tokens.texts[index][:60]!r}, {corrupt.texts[index][:60]!r}); change it so that both have the"
+                    " same number, as positions are compared one with one"
+                )
 
 
 def _encoder_ids(tokenizer: Any, text: str, bos: bool | None) -> list[int]:

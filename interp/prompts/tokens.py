@@ -132,6 +132,7 @@ class TokenizedPrompts:
         shared: how many of each prompt's last ids are the beginning that its two answers share; () is none of any.
         texts: each prompt as a person reads it.
         remarks: what a person should know of how the prompts were read, one sentence each.
+        corrupt: the corrupted prompts, of the same lengths, or None.
     """
 
     prompt_ids: tuple[tuple[int, ...], ...]
@@ -143,6 +144,7 @@ class TokenizedPrompts:
     shared: tuple[int, ...] = field(default=(), kw_only=True)
     texts: tuple[str, ...] = field(default=(), kw_only=True)
     remarks: tuple[str, ...] = field(default=(), kw_only=True)
+    corrupt: TokenizedPrompts | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.prompt_ids)

@@ -1,0 +1,293 @@
+"""Activation patching: across two models, or within one between clean and corrupted prompts; and ablation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor
+
+from interp.engine import check_lengths
+from interp.errors import MeasureError, PromptError
+from interp.loading import Source
+from interp.models import Policy
+from interp.models.lineup import load_lineup
+from interp.patching.metrics import Metric, check_metric, reading
+from interp.patching.recording import at_columns, record
+from interp.patching.replay import verify
+from interp.patching.result import Patching, build
+from interp.patching.sweep import TOKENS, own_values, read, sweep
+from interp.patching.targets import Intervention, Sites, interventions, random_like
+from interp.patching.values import activations, captured_sites, replaced_by, values_of
+from interp.prompts import Batch, Prompts, TokenizedPrompts
+
+Ablation = Literal["zero", "mean", "resample"]
+Progress = Callable[[int, int], None]
+RANDOM_SETS = 20
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The two runs of a patching experiment.
+
+    Attributes:
+        recipient: the model that is patched.
+        source: the model whose activations go in.
+        reads: tokens that the recipient reads.
+        source_reads: tokens that the source reads, of the same lengths.
+        prompts: the prompts.
+    """
+
+    recipient: Policy
+    source: Policy
+    reads: TokenizedPrompts
+    source_reads: TokenizedPrompts
+    prompts: Prompts
+
+    def batches(self, size: int) -> list[tuple[Batch, Batch]]:
+        """Batches of what the two read."""
+        both = (self.reads.batches(size), self.source_reads.batches(size))
+        return [(a.to(self.recipient.device), b.to(self.source.device)) for a, b in zip(*both, strict=True)]
+
+
+def open_runs(
+    recipient: Source | Policy,
+    source: Source | Policy,
+    prompts: Prompts | Sequence[str],
+    *,
+    recipient_reads: str | None = None,
+    **options: Any,
+) -> Runs:
+    """Load both models and tokenise.
+
+    Raises:
+        MeasureError: the models differ in shape.
+        PromptError: the prompts do not fit, or `recipient_reads` needs corrupted prompts and there are none.
+    """
+    prompts = prompts if isinstance(prompts, Prompts) else Prompts(prompts)
+    models = load_lineup(recipient, source, options=options)
+    return runs_of(models.base, models.tuned, prompts, recipient_reads=recipient_reads)
+
+
+def runs_of(recipient: Policy, source: Policy, prompts: Prompts, *, recipient_reads: str | None = None) -> Runs:
+    """The runs of two loaded models (see `open_runs`)."""
+    if recipient_reads not in (None, "clean", "corrupted"):
+        raise PromptError(f'recipient_reads is "clean" or "corrupted", not {recipient_reads!r}')
+    if recipient_reads == "corrupted" and prompts.corrupted is None:
+        raise PromptError("the recipient cannot read corrupted prompts, there are none; pass Prompts(corrupted=[...])")
+    if recipient.model is source.model and prompts.corrupted is None:
+        raise PromptError(
+            "a model cannot be patched with its own run on the same prompts; pass Prompts(texts, corrupted=[...]), or"
+            " another model as source"
+        )
+    prompts = prompts.for_models([recipient.tokenizer, source.tokenizer])
+    tokens = prompts.tokenize(recipient.tokenizer, decoder_start=recipient.decoder_start)
+    check_lengths(tokens, [recipient, source])
+    corrupt = tokens.corrupt
+    clean = replace(tokens, corrupt=None)
+    if corrupt is None:
+        return Runs(recipient, source, clean, clean, prompts)
+    if recipient_reads == "clean":
+        return Runs(recipient, source, clean, corrupt, prompts)
+    return Runs(recipient, source, corrupt, clean, prompts)
+
+
+def activation_patching(
+    recipient: Source | Policy,
+    source: Source | Policy,
+    prompts: Prompts | Sequence[str],
+    *,
+    sites: Sites = ("resid_pre", "attn_out", "mlp_out"),
+    positions: Any = "all",
+    metric: Metric | None = None,
+    recipient_reads: str | None = None,
+    batch_size: int = 16,
+    tokens: int = TOKENS,
+    random_sets: int = RANDOM_SETS,
+    short_cut: bool = True,
+    seed: int = 0,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Patching:
+    """Put the source's activations into the recipient, site by site, and see how much of the source comes back.
+
+    Across models (Prakash et al. 2024, cross-model activation patching): tuned's into base asks what is enough to
+    bring the tuned behaviour, base's into tuned what is needed for it. Within one model (Meng et al. 2022) the same
+    model is recipient and source, and the prompts have corrupted counterparts of the same number of tokens: the
+    recipient reads those, the source the clean ones.
+
+    recovery = sum over prompts of (patched - recipient) / sum of (source - recipient); for `kl`, KL(source || patched),
+    that is 1 - sum KL(source || patched) / sum KL(source || recipient). It is NaN where the interval of the
+    denominator holds 0. A patched z goes through the recipient's W_O; `result` is the source's z times the source's
+    W_O, without b_O. q and k are patched as they enter the dot product. What no site reaches (final norm,
+    unembedding) is the `readout`: the recipient's last residual read by the source.
+
+    Args:
+        recipient: the model that is patched: hub id, folder, loaded module or `Policy`. It is given back unchanged.
+        source: the model whose activations go in.
+        prompts: a `Prompts`, or a list of texts.
+        sites: names ("z": every head of every layer by itself), `Site`s, or mappings that are patched as one set, as
+            {("z", 10): [4, 9], ("mlp_out", 3): None}; or a list of these.
+        positions: "all", "prompt" (not what follows it), "last", "each" (a map by token), or numbers.
+        metric: "logit_diff" (of the prompts' answers), "kl" (to the source), "logprob" (of the prompts'
+            continuations), or a function of logits at each prompt's last token [row, vocab] and the rows' prompts
+            [row]. None: `logit_diff` where there are answers, else `kl`.
+        recipient_reads: with corrupted prompts: "corrupted" (the default; the source reads the clean ones) or "clean".
+        batch_size: prompts a pass.
+        tokens: most tokens of a pass that carries several patches.
+        random_sets: for each set of several sites, how many random sets of the same make-up are patched beside it.
+        short_cut: False runs the whole model for each pass; the result is the same up to rounding.
+        seed: seed of random sets and of the resampling.
+        progress: called with patches done and patches in all.
+        options: of `Policy.load`: dtype, device, device_map, trust_remote_code.
+
+    Raises:
+        LoadError: a model cannot be loaded.
+        MeasureError: a site, position or metric is unknown, or the models differ in shape.
+        PromptError: the prompts do not fit.
+    """
+    runs = open_runs(recipient, source, prompts, recipient_reads=recipient_reads, **options)
+    return patch_runs(
+        runs,
+        sites=sites,
+        positions=positions,
+        metric=metric,
+        batch_size=batch_size,
+        tokens=tokens,
+        random_sets=random_sets,
+        short_cut=short_cut,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def ablation(
+    model: Source | Policy,
+    prompts: Prompts | Sequence[str],
+    *,
+    by: Ablation = "mean",
+    sites: Sites = ("attn_out", "mlp_out"),
+    positions: Any = "all",
+    metric: Metric | None = None,
+    batch_size: int = 16,
+    tokens: int = TOKENS,
+    random_sets: int = RANDOM_SETS,
+    short_cut: bool = True,
+    seed: int = 0,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Patching:
+    """Put zeros, a mean or another prompt's activations into a model, site by site.
+
+    Args:
+        model: the model.
+        prompts: what it reads.
+        by: "zero"; "mean", over all tokens of all prompts; or "resample", the activations of another prompt (drawn
+            once, nobody gets its own), at the same positions counted from the first token.
+        sites: see `activation_patching`, as are the other arguments.
+        positions: see there.
+        metric: see there; `kl` is to the model itself without ablation.
+        batch_size: prompts a pass.
+        tokens: most tokens of a pass.
+        random_sets: random sets beside each set.
+        short_cut: False runs the whole model for each pass.
+        seed: seed of the resampling.
+        progress: called with patches done and patches in all.
+        options: of `Policy.load`.
+
+    Raises:
+        As `activation_patching`.
+    """
+    if by not in ("zero", "mean", "resample"):
+        raise MeasureError(f'an ablation is by "zero", "mean" or "resample", not {by!r}')
+    prompts = prompts if isinstance(prompts, Prompts) else Prompts(prompts)
+    prompts = replace(prompts, corrupted=None)
+    own = Policy.load(model, **options)
+    prompts = prompts.for_models([own.tokenizer])
+    read = prompts.tokenize(own.tokenizer, decoder_start=own.decoder_start)
+    check_lengths(read, [own])
+    return patch_runs(
+        Runs(own, own, read, read, prompts),
+        by=by,
+        sites=sites,
+        positions=positions,
+        metric=metric,
+        batch_size=batch_size,
+        tokens=tokens,
+        random_sets=random_sets,
+        short_cut=short_cut,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def patch_runs(
+    runs: Runs,
+    *,
+    sites: Any,
+    positions: Any = "all",
+    metric: Metric | None = None,
+    by: Ablation | None = None,
+    batch_size: int = 16,
+    tokens: int = TOKENS,
+    random_sets: int = RANDOM_SETS,
+    short_cut: bool = True,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Patching:
+    """`activation_patching` of loaded models (or `ablation`, with `by`)."""
+    prompts, parts = runs.prompts, runs.recipient.parts
+    chosen = check_metric(metric, answers=prompts.answers is not None, continuations=prompts.continuations is not None)
+    width = max(map(len, runs.reads.encoder_ids or runs.reads.prompt_ids))
+    wanted = interventions(parts, sites, positions, width)
+    beside, owners = random_like(parts, wanted, random_sets, seed)
+    everything = [*wanted, *beside]
+    put = replaced_by(runs, by, everything, batch_size, seed) if by is not None else None
+    blocks: list[tuple[np.ndarray, ...]] = []
+    for number, (batch, other) in enumerate(runs.batches(batch_size)):
+        first = number * batch_size
+        block = _one_batch(runs, batch, other, everything, chosen, first, put=put, tokens=tokens, short_cut=short_cut)
+        blocks.append(block)
+        if progress is not None:
+            progress(min(first + batch_size, len(prompts)) * len(everything), len(prompts) * len(everything))
+    patched, recipient, source, readout = (np.concatenate(each) for each in zip(*blocks, strict=True))
+    return build(
+        runs, wanted, patched, recipient, None if by is not None else source, readout, owners,
+        metric=chosen, positions=positions, by=by, seed=seed,
+    )  # fmt: skip
+
+
+def _one_batch(
+    runs: Runs,
+    batch: Batch,
+    other: Batch,
+    everything: Sequence[Intervention],
+    metric: Metric,
+    first: int,
+    *,
+    put: Callable[[int, Batch], Any] | None,
+    tokens: int,
+    short_cut: bool,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Patched [prompt, site], recipient, source and readout [prompt]."""
+    parts, theirs = runs.recipient.parts, runs.source.parts
+    store, final = activations(theirs, other, captured_sites(everything) if put is None else ())
+    log_probs = None
+    if metric == "kl":
+        log_probs = theirs.logits(other.at_last_prompt(final)).double().log_softmax(-1)
+    there = reading(metric, other, first, log_probs)
+    here = reading(metric, batch, first, log_probs)
+    source = _read(theirs, final, there)
+    recording = record(parts, batch)
+    if short_cut and first == 0:
+        verify(recording)
+    values = values_of(theirs, store) if put is None else put(first, batch)
+    patched = sweep(recording, everything, values, here, tokens=tokens, short_cut=short_cut)
+    mine, readout = own_values(recording, here), own_values(recording, here, theirs)
+    return patched.numpy(), mine.numpy(), source.numpy(), readout.numpy()
+
+
+def _read(parts: Any, final: Tensor, how: Any) -> Tensor:
+    return read(parts, at_columns(final, how.columns), how, len(final))[0]

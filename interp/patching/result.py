@@ -1,0 +1,222 @@
+"""What patching found: effects by prompt and site, recovery with its interval, nulls beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from interp.columns import frame_text
+from interp.errors import MeasureError
+from interp.measures.arrays import as_variable, strings
+from interp.patching.metrics import UNITS, Metric, name_of
+from interp.patching.targets import Intervention
+from interp.resampling import max_t, ratio_of_sums
+from interp.stats import bootstrap_mean
+
+
+@dataclass(frozen=True)
+class Patching:
+    """Patches and what each did.
+
+    `dataset` has the dims `prompt` and `site`; each site carries the coords `name`, `stack`, `layer`, `unit` (head,
+    key-value head or neuron; -1 is none) and `pos` (a token's number; -1 the last, -9 no single one), and a set that
+    was patched together has layer -1. Variables: `effect` (patched minus recipient, by prompt), `recovery` with
+    `recovery_low` and `recovery_high`, `p` (sign-flip max-T over all sites), `random_recovery` (of random sets beside a
+    set), `recipient`, `source` and `readout` (the metric of the unpatched runs, by prompt).
+
+    Attributes:
+        dataset: all arrays.
+    """
+
+    dataset: xr.Dataset
+
+    def __getitem__(self, name: str) -> xr.DataArray:
+        """The array `name`.
+
+        Raises:
+            MeasureError: there is none.
+        """
+        if name not in self.dataset:
+            raise MeasureError(f"there is no {name!r} here; there are {', '.join(map(str, self.dataset.data_vars))}")
+        return self.dataset[name]
+
+    def __repr__(self) -> str:
+        return "\n".join([_headline(self.dataset), frame_text(self.summary().head(12)), *_notes(self.dataset)])
+
+    def map(self, name: str, variable: str = "recovery", *, stack: str | None = None) -> xr.DataArray:
+        """A variable of all sites of one name as a map: layer by head, by token, or by layer alone.
+
+        Args:
+            name: "z", "resid_pre" ...
+            variable: any with the dim `site`.
+            stack: of an encoder-decoder "encoder" or "cross".
+
+        Raises:
+            MeasureError: no site of that name was patched by itself.
+        """
+        data = self[variable]
+        chosen = data.where(
+            (self.dataset["name"] == name) & (self.dataset["layer"] >= 0) & (self.dataset["stack"] == (stack or "")),
+            drop=True,
+        )
+        if not chosen.sizes["site"]:
+            names = sorted(set(self.dataset["name"].values.tolist()))
+            raise MeasureError(f"no {name!r} was patched by itself; there are {', '.join(names)}")
+        keys = ["layer", *(key for key in ("unit", "pos") if len(set(chosen[key].values.tolist())) > 1)]
+        frame = chosen.set_index(site=keys) if len(keys) > 1 else chosen.swap_dims(site="layer")
+        extra = [key for key in ("name", "stack", "layer", "unit", "pos", "label") if key not in keys]
+        frame = frame.drop_vars(extra, errors="ignore")
+        frame = frame.unstack("site") if len(keys) > 1 else frame.drop_vars("site", errors="ignore")
+        if "unit" in frame.dims:
+            frame = frame.rename(unit={"k": "kv_head", "v": "kv_head", "mlp_post": "neuron"}.get(name, "head"))
+        for dim in frame.dims:
+            if dim not in ("prompt", "draw"):
+                frame = frame.assign_coords({dim: frame[dim].astype(int)})
+        return frame
+
+    def summary(self) -> pd.DataFrame:
+        """One row a site, the largest effects first, the readout and the runs' own metric above them."""
+        data = self.dataset
+        groups, seed = data["group"].values, int(data.attrs["seed"])
+        effect = data["effect"].values
+        order = np.argsort(-np.abs(np.nan_to_num(effect.mean(0))), kind="stable")
+        bounds = [bootstrap_mean(effect[:, index], groups, seed=seed) for index in order]
+        frame = pd.DataFrame(
+            {
+                "site": data["label"].values[order],
+                "effect": [each[0] for each in bounds],
+                "low": [each[1] for each in bounds],
+                "high": [each[2] for each in bounds],
+            }
+        )
+        for name in ("recovery", "recovery_low", "recovery_high", "p"):
+            if name in data:
+                frame[name] = data[name].values[order]
+        if "random_recovery" in data:
+            frame["random_low"] = np.nan_to_num(data["random_recovery"].min("draw").values, nan=np.nan)[order]
+            frame["random_high"] = data["random_recovery"].max("draw").values[order]
+        return frame
+
+
+def build(
+    runs: Any,
+    wanted: Sequence[Intervention],
+    patched: np.ndarray,
+    recipient: np.ndarray,
+    source: np.ndarray | None,
+    readout: np.ndarray,
+    owners: Sequence[tuple[int, ...]],
+    *,
+    metric: Metric,
+    positions: Any,
+    by: str | None,
+    seed: int,
+) -> Patching:
+    """The result, from the metric of each prompt under each intervention.
+
+    Args:
+        runs: the two runs (`interp.patching.activation.Runs`).
+        wanted: interventions.
+        patched: [prompt, site], those of `wanted` first, then the random sets.
+        recipient: [prompt], unpatched.
+        source: [prompt], the source's own; None of an ablation, which has none.
+        readout: [prompt], the recipient's last residual read by the source.
+        owners: for each of `wanted` the numbers of its random sets.
+        metric: what was measured.
+        positions: as they were asked for.
+        by: of an ablation, by what.
+        seed: of the resampling.
+    """
+    groups = np.unique(np.array(runs.prompts.groups, dtype=object), return_inverse=True)[1]
+    units = UNITS.get(name_of(metric), "")
+    count, effects = len(wanted), patched - recipient[:, None]
+    variables: dict[str, xr.Variable] = {
+        "effect": as_variable(("prompt", "site"), effects[:, :count], _attrs("patched minus recipient", units)),
+        "recipient": as_variable(("prompt",), recipient, _attrs("metric of the recipient", units)),
+        "p": as_variable(
+            ("site",), max_t(effects[:, :count], groups, seed=seed), _attrs("p by sign flips, max-T over all sites")
+        ),
+    }
+    if source is not None:
+        gaps = source - recipient
+        ratio = ratio_of_sums(effects, gaps, groups, seed=seed)
+        names = ("recovery", "recovery_low", "recovery_high")
+        said = ("sum of effects / sum of (source - recipient)", "its 95 % interval's lower", "and upper bound")
+        for name, values, text in zip(names, ratio, said, strict=True):
+            variables[name] = as_variable(("site",), values[:count], _attrs(text))
+        variables["source"] = as_variable(("prompt",), source, _attrs("metric of the source", units))
+        if runs.recipient.model is not runs.source.model:
+            text = "metric of the recipient's last residual read by the source"
+            variables["readout"] = as_variable(("prompt",), readout, _attrs(text, units))
+            own = ratio_of_sums((readout - recipient)[:, None], gaps, groups, seed=seed)
+            for name, values in zip(names, own, strict=True):
+                variables[f"readout_{name}"] = as_variable((), values[0], _attrs("of the readout"))
+        variables |= _random(ratio[0][count:], owners)
+    coords = {"prompt": range(len(recipient)), "group": ("prompt", groups), **_coords(wanted)}
+    settings = {"positions": positions, "by": by, "sites": count}
+    attrs = {
+        "metric": name_of(metric),
+        "units": units,
+        "seed": seed,
+        "settings": json.dumps(settings, default=str),
+        "recipient": json.dumps(dict(runs.recipient.description)),
+        "source": json.dumps(dict(runs.source.description) if by is None else None),
+    }
+    return Patching(xr.Dataset(variables, coords=coords, attrs=attrs))
+
+
+def _attrs(text: str, units: str = "") -> dict[str, str]:
+    return {"long_name": text, "units": units}
+
+
+def _random(ratios: np.ndarray, owners: Sequence[tuple[int, ...]]) -> dict[str, xr.Variable]:
+    draws = max(map(len, owners), default=0)
+    if not draws:
+        return {}
+    table = np.full((len(owners), draws), np.nan)
+    for row, own in enumerate(owners):
+        table[row, : len(own)] = ratios[list(own)]
+    return {"random_recovery": as_variable(("site", "draw"), table, _attrs("recovery of random sets of the same size"))}
+
+
+def _coords(wanted: Sequence[Intervention]) -> dict[str, Any]:
+    single = [each.targets[0] if each.size == 1 else None for each in wanted]
+    numbers = {
+        "layer": [-1 if one is None else one.site.layer for one in single],
+        "unit": [-1 if one is None or one.units is None else one.units[0] for one in single],
+        "pos": [each.position if isinstance(each.position, int) else -9 for each in wanted],
+    }
+    texts = {
+        "name": ["set" if one is None else one.site.name for one in single],
+        "stack": ["" if one is None else one.site.stack or "" for one in single],
+        "label": [str(each) for each in wanted],
+    }
+    return {
+        **{name: ("site", np.array(values, dtype=np.int64)) for name, values in numbers.items()},
+        **{name: ("site", strings(values)) for name, values in texts.items()},
+    }
+
+
+def _headline(data: xr.Dataset) -> str:
+    metric, units = data.attrs["metric"], data.attrs["units"]
+    own = f"{metric} of the recipient {float(data['recipient'].mean()):.4g}"
+    theirs = f", of the source {float(data['source'].mean()):.4g}" if "source" in data else ""
+    unit = f" {units}" if units else ""
+    return f"{own}{theirs}{unit}, mean of {data.sizes['prompt']} prompts; {data.sizes['site']} patches"
+
+
+def _notes(data: xr.Dataset) -> list[str]:
+    notes = []
+    if "recovery" in data and np.isnan(data["recovery"].values).all():
+        notes.append("no recovery: source and recipient do not differ beyond chance on these prompts")
+    if "readout_recovery" in data:
+        notes.append(f"readout (final norm and unembedding alone): recovery {float(data['readout_recovery']):.3g}")
+    if np.isnan(data["p"].values).all():
+        notes.append("no intervals and no p: fewer than 8 groups of prompts")
+    return notes
