@@ -15,6 +15,7 @@ from interp.cli.compare import compare
 from interp.cli.demo import demo
 from interp.cli.play import play
 from interp.cli.report import report
+from interp.cli.reward import reward
 from interp.cli.score import score
 from interp.cli.train import train
 from interp.cli.train_reward import train_reward
@@ -28,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (compare, report, demo, train, train_reward, play, score):
+for command in (compare, report, demo, train, train_reward, play, score, reward):
     app.command()(command)
 
 

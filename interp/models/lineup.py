@@ -51,6 +51,7 @@ def load_lineup(
     tokenizer: Any = None,
     one_shape: bool = True,
     one_in_memory: bool = False,
+    loaded: Policy | None = None,
     options: Mapping[str, Any],
 ) -> Lineup:
     """Load the models of a comparison.
@@ -67,6 +68,8 @@ def load_lineup(
         tokenizer: a tokenizer for all, or "base" or "tuned"; None: each model's own.
         one_shape: refuse models of different shapes.
         one_in_memory: each leaves memory when it is loaded and checked (see `interp.models.mapped`).
+        loaded: the first policy of an earlier lineup of this base, with the same tokenizer and options; it is not
+            loaded again, unless tuned has been put around base.
         options: further arguments of `Policy.load`.
 
     Raises:
@@ -77,10 +80,12 @@ def load_lineup(
     sources = [_alone(base, tuned), tuned, *controls, *replicates]
     names = ["base", "tuned", *_numbered("control", controls), *_numbered("replicate", replicates)]
     shared = _tokenizer_for_all(tokenizer, base, tuned, bool(options.get("trust_remote_code")))
-    first = Policy.load(sources[0], tokenizer=shared, **options)
-    if one_in_memory:
+    again = loaded is not None and sources[0] is base
+    first = loaded if loaded is not None and again else Policy.load(sources[0], tokenizer=shared, **options)
+    if one_in_memory and not again:
         first = out_of_memory(first, "base", own=isinstance(sources[0], (str, os.PathLike)))
-    first = first if shared is None or isinstance(shared, (str, os.PathLike)) else replace(first, tokenizer=shared)
+    if shared is not None and not isinstance(shared, (str, os.PathLike)) and first.tokenizer is not shared:
+        first = replace(first, tokenizer=shared)
     shared = first.tokenizer if isinstance(shared, (str, os.PathLike)) else shared
     policies, mismatch = [first], None
     for name, source in zip(names[1:], sources[1:], strict=True):
@@ -99,6 +104,48 @@ def load_lineup(
         policies = _on_shared_tokens(policies, names)
     count = 2 + len(controls)
     return Lineup(policies[0], policies[1], tuple(policies[2:count]), tuple(policies[count:]), mismatch)
+
+
+def load_lineups(
+    base: Any,
+    tuned: Mapping[str, Any],
+    *,
+    controls: Sequence[Any],
+    replicates: Mapping[str, Sequence[Any]],
+    tokenizer: Any,
+    one_in_memory: bool,
+    **how: Any,
+) -> dict[str, Lineup]:
+    """Load several pairs of one base; base and the null runs are loaded once where all read the same tokens.
+
+    Args:
+        base: see `load_lineup`.
+        tuned: the tuned models by name.
+        controls: null runs, which every lineup has.
+        replicates: runs with other seeds, by the name of their pair.
+        tokenizer: see `load_lineup`.
+        one_in_memory: see `load_lineup`.
+        **how: further arguments of `load_lineup`.
+
+    Raises:
+        InterpError: as `load_lineup`.
+    """
+    found: dict[str, Lineup] = {}
+    first: Lineup | None = None
+    for name, source in tuned.items():
+        found[name] = load_lineup(
+            base,
+            source,
+            controls=controls if first is None or one_in_memory else first.controls,
+            replicates=replicates.get(name, ()),
+            tokenizer=tokenizer,
+            one_in_memory=one_in_memory,
+            loaded=None if first is None else first.base,
+            **how,
+        )
+        if first is None and tokenizer != "tuned" and found[name].base.parts.vocab is None:
+            first = found[name]
+    return found
 
 
 def _numbered(name: str, sources: Sequence[Any]) -> Iterator[str]:

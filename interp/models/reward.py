@@ -2,22 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from torch import nn
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
 
 from interp.errors import InterpError, LoadError
 from interp.families import Parts
+from interp.hooks import Site
 from interp.loading import DeviceMap, Source, describe_source, load_both
-from interp.models.running import as_found, run
-from interp.prompts import make_batch
+from interp.models.running import as_found, at_read_token, run
+from interp.prompts import Batch, make_batch
 
 Output = Literal["probability", "softmax", "sigmoid", "logit"]
 OUTPUTS: tuple[str, ...] = get_args(Output)
+
+
+@dataclass(frozen=True)
+class RewardTrace:
+    """What a reward model computed on one batch.
+
+    Attributes:
+        model: the reward model.
+        batch: the tokens.
+        logits: of all labels.
+        scores: the same as the model's `output`; float64.
+        activations: what was captured, by site (shapes: see `interp.hooks.capture`).
+    """
+
+    model: RewardModel
+    batch: Batch
+    logits: Float[Tensor, "batch label"]
+    scores: Float[Tensor, "batch label"]
+    activations: Mapping[Site, Tensor]
+
+    def __getitem__(self, site: Site) -> Tensor:
+        return self.activations[site]
+
+    def read(self, site: Site) -> Shaped[Tensor, " batch *rest"]:
+        """The activation at the token from which the score is read."""
+        return at_read_token(self.model.parts, self.batch, self.activations[site])
+
+    @property
+    def reward(self) -> Float[Tensor, " batch"]:
+        """The score of the model's own label."""
+        return self.scores[:, self.model.labels.index(self.model.label)]
 
 
 @dataclass(frozen=True)
@@ -113,6 +147,52 @@ class RewardModel:
         names: Mapping[int, str] = self.model.config.id2label  # type: ignore[assignment, union-attr]
         return tuple(names[index] for index in sorted(names))
 
+    @cached_property
+    def parts(self) -> Parts:
+        """The model's modules and weights by the field's names."""
+        return Parts(self.model)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the token embedding."""
+        return next(self.parts.embed.parameters()).device
+
+    @property
+    def context_length(self) -> int | None:
+        """Most tokens that the model reads, or None where it has no limit."""
+        return _context(self.parts)
+
+    @property
+    def squash(self) -> Literal["softmax", "sigmoid", "logit"]:
+        """What `output` makes of the logits: "probability" is one of the other two."""
+        if self.output != "probability":
+            return self.output
+        multi = getattr(self.model.config, "problem_type", None) == "multi_label_classification"
+        return "softmax" if len(self.labels) > 1 and not multi else "sigmoid"
+
+    def output_of(self, logits: Float[Tensor, "*batch label"]) -> Float[Tensor, "*batch label"]:
+        """The scores that logits of all labels stand for, by `output`; gradients pass."""
+        if self.squash == "logit":
+            return logits
+        return logits.softmax(-1) if self.squash == "softmax" else torch.sigmoid(logits)
+
+    def batch(self, texts: Sequence[str]) -> Batch:
+        """The texts as the model reads them: cut to the context, an empty one as the end token, padded on the right."""
+        ids = [list(self._encode(text, self.parts)) or [self.tokenizer.eos_token_id or 0] for text in texts]
+        return make_batch(ids)
+
+    def trace(self, texts: Sequence[str] | Batch, sites: Iterable[Site] = ()) -> RewardTrace:
+        """Run the model and capture `sites`, the same as a policy's; the module is given back as it was.
+
+        Args:
+            texts: texts, or a batch of their tokens.
+            sites: what to capture.
+        """
+        batch = (texts if isinstance(texts, Batch) else self.batch(texts)).to(self.device)
+        logits, store = run(self.parts, batch, sites)
+        scores = self.output_of(logits.double())
+        return RewardTrace(self, batch, logits, scores, {site: value.to(self.device) for site, value in store.items()})
+
     def score(self, texts: Sequence[str], *, batch_size: int = 64) -> np.ndarray:
         """The reward of each text.
 
@@ -156,7 +236,7 @@ class RewardModel:
 
     def too_long(self, texts: Sequence[str]) -> int:
         """How many of the texts exceed the model's context, so that `score` cuts them."""
-        limit = _context(Parts(self.model))
+        limit = self.context_length
         if limit is None:
             return 0
         # A token covers a byte at least, but for the two or so that frame a text: short texts need no tokenizer.
@@ -164,17 +244,7 @@ class RewardModel:
         return sum(len(self.tokenizer(text)["input_ids"]) > limit for text in long)
 
     def _score_batch(self, texts: Sequence[str]) -> np.ndarray:
-        config: Any = self.model.config
-        parts = Parts(self.model)
-        ids = [list(self._encode(text, parts)) or [self.tokenizer.eos_token_id or 0] for text in texts]
-        batch = make_batch(ids).to(next(self.model.parameters()).device)
-        logits = run(parts, batch)[0].double()
-        output = self.output
-        if output == "probability":
-            several = logits.shape[1] > 1 and getattr(config, "problem_type", None) != "multi_label_classification"
-            output = "softmax" if several else "sigmoid"
-        squash = {"softmax": lambda x: x.softmax(-1), "sigmoid": torch.sigmoid, "logit": lambda x: x}[output]
-        return squash(logits).cpu().numpy()
+        return self.trace(texts).scores.cpu().numpy()
 
     def _encode(self, text: str, parts: Parts) -> list[int]:
         """Token ids of a text, cut to the context: at its end, so that the tokenizer's own last token stays."""

@@ -1,0 +1,229 @@
+"""What a reward model gets wrong: texts at odds with their label, near pairs apart, and words that raise the score."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import scipy.sparse
+import scipy.stats
+import torch
+
+from interp.errors import MeasureError
+from interp.loading import source_name
+from interp.models import RewardModel
+from interp.prompts import make_batch, token_text
+from interp.reward.forward import at_rest, embeddings, gradients, tokens_a_pass
+from interp.reward.integrate import batches
+from interp.reward.texts import Texts, read_texts
+
+
+@dataclass(frozen=True)
+class Counterexamples:
+    """A reward model's most counter-intuitive results.
+
+    Attributes:
+        at_odds: texts whose score is most at odds with their label: `text`, `labelled`, `score`, `rank` (the share of
+            texts that score lower) and `odds` (how far the rank is from the label's end, 0 to 1), largest first.
+        pairs: texts that share most of their tokens and whose scores lie on two sides of the threshold: `high`, `low`,
+            `high_score`, `low_score`, `difference`, `overlap` (Jaccard), largest difference first.
+        swaps: greedy swaps of one token for another: `text` (the first), `step`, `removed`, `put`, `start`, `score`,
+            `gain`, `swapped` (the text after the swap).
+        about: model, label, units, threshold, number of texts.
+    """
+
+    at_odds: pd.DataFrame
+    pairs: pd.DataFrame
+    swaps: pd.DataFrame
+    about: dict[str, str | float | int]
+
+    def report(self, path: str | os.PathLike[str]) -> Path:
+        """Write them as one HTML page.
+
+        Raises:
+            InterpError: the file cannot be written, or its name does not end in .html.
+        """
+        from interp.reward.page import write_counterexamples
+
+        return write_counterexamples(self, path)
+
+
+def counterexamples(
+    model: RewardModel,
+    texts: Sequence[str],
+    labels: Sequence[bool],
+    *,
+    count: int = 10,
+    overlap: float = 0.5,
+    threshold: float | None = None,
+    swaps: int = 3,
+    swapped_texts: int = 4,
+    batch_size: int = 64,
+) -> Counterexamples:
+    """The texts of a labelled set by which a reward model can be seen to be wrong.
+
+    A text's rank is the share of texts that score lower. It is at odds with its label by 1 - rank where it has the
+    label, by rank where it has not, so no threshold is needed. Near pairs have a Jaccard index of their token sets of
+    `overlap` or more. Swaps are greedy: of each text's tokens and the whole vocabulary the exchanges with the largest
+    first-order gain (Ebrahimi et al. 2018, "HotFlip") are scored exactly, and the best is made, if it raises the score
+    and the swapped text is tokenised as it was meant.
+
+    Args:
+        model: a reward model, of whose own label the score is taken.
+        texts: the texts.
+        labels: whether each text has the label.
+        count: how many of each kind.
+        overlap: least overlap of a near pair.
+        threshold: what divides high from low; None is 0 for logits, one half for a sigmoid, 1 / labels for a softmax.
+        swaps: most swaps of one text.
+        swapped_texts: in how many texts tokens are swapped: those whose scores are lowest.
+        batch_size: texts a pass.
+
+    Raises:
+        PromptError: a text is empty or longer than the context.
+        MeasureError: texts and labels are not of one number, or all have the same label.
+        InterpError: a score is not finite.
+    """
+    read = read_texts(model, texts)
+    given = np.asarray(labels).astype(bool)
+    if given.shape != (len(read),):
+        raise MeasureError(f"there are {len(read)} texts and {given.size} labels; give one label a text")
+    if given.all() or not given.any():
+        raise MeasureError("every text has the same label; give texts with and without it")
+    if threshold is None:
+        threshold = {"logit": 0.0, "sigmoid": 0.5, "softmax": 1 / len(model.labels)}[model.squash]
+    score = model.score(list(read.texts), batch_size=batch_size)
+    lowest = np.argsort(score, kind="stable")[:swapped_texts]
+    with at_rest(model):
+        steps = [step for row in lowest for step in _greedy(model, read.texts[row], float(score[row]), swaps)]
+    return Counterexamples(
+        _at_odds(read, given, score, count),
+        _pairs(read, score, count, overlap, threshold),
+        pd.DataFrame(steps, columns=["text", "step", "removed", "put", "start", "score", "gain", "swapped"]),
+        {
+            "model": source_name(dict(model.description)), "label": model.label,
+            "units": "logits" if model.squash == "logit" else "probability", "threshold": threshold,
+            "texts": len(read),
+        },
+    )  # fmt: skip
+
+
+def _at_odds(texts: Texts, labelled: np.ndarray, score: np.ndarray, count: int) -> pd.DataFrame:
+    rank = (scipy.stats.rankdata(score) - 1) / (len(score) - 1)
+    odds = np.where(labelled, 1 - rank, rank)
+    top = np.argsort(-odds, kind="stable")[:count]
+    return pd.DataFrame(
+        {
+            "text": [texts.texts[row] for row in top], "labelled": labelled[top], "score": score[top],
+            "rank": rank[top], "odds": odds[top],
+        }
+    )  # fmt: skip
+
+
+def _pairs(texts: Texts, score: np.ndarray, count: int, overlap: float, threshold: float) -> pd.DataFrame:
+    """Near pairs on two sides of the threshold; overlaps of all pairs as one sparse product."""
+    own = [
+        sorted({token for token, mark in zip(ids, marks, strict=True) if not mark})
+        for ids, marks in zip(texts.ids, texts.special, strict=True)
+    ]
+    sizes = np.array([len(each) for each in own])
+    rows, columns = np.repeat(np.arange(len(own)), sizes), np.concatenate([np.array(each) for each in own])
+    has = scipy.sparse.csr_array((np.ones(len(rows)), (rows, columns)), shape=(len(own), int(columns.max()) + 1))
+    high, low = np.flatnonzero(score > threshold), np.flatnonzero(score <= threshold)
+    shared = (has[high] @ has[low].T).tocoo()
+    first, second = high[shared.coords[0]], low[shared.coords[1]]
+    jaccard = shared.data / (sizes[first] + sizes[second] - shared.data)
+    near = jaccard >= overlap
+    first, second, jaccard = first[near], second[near], jaccard[near]
+    difference = score[first] - score[second]
+    top = np.lexsort((second, first, -difference))[:count]
+    return pd.DataFrame(
+        {
+            "high": [texts.texts[row] for row in first[top]], "low": [texts.texts[row] for row in second[top]],
+            "high_score": score[first[top]], "low_score": score[second[top]], "difference": difference[top],
+            "overlap": jaccard[top],
+        }
+    )  # fmt: skip
+
+
+_TRIED = 64  # exchanges of largest first-order gain that are scored exactly
+
+
+def _greedy(model: RewardModel, text: str, start: float, swaps: int) -> list[dict[str, object]]:
+    """The swaps of one text, each the best of those tried."""
+    steps: list[dict[str, object]] = []
+    current, score = text, start
+    for step in range(1, swaps + 1):
+        read = read_texts(model, [current])
+        options = _options(model, read)
+        if not options:
+            break
+        scores = _scored(model, [ids for ids, _, _ in options])
+        best = int(np.argmax(scores))
+        if scores[best] <= score:
+            break
+        ids, place, changed = options[best]
+        steps.append(
+            {
+                "text": text, "step": step, "removed": read.tokens[0][place],
+                "put": token_text(model.tokenizer, ids[place]), "start": score, "score": float(scores[best]),
+                "gain": float(scores[best] - score), "swapped": changed,
+            }
+        )  # fmt: skip
+        current, score = changed, float(scores[best])
+    return steps
+
+
+def _options(model: RewardModel, read: Texts) -> list[tuple[list[int], int, str]]:
+    """Exchanges of largest first-order gain whose text is read as those ids: ids, place, text."""
+    ids, special = list(read.ids[0]), read.special[0]
+    batch = read.batch([0]).to(model.device)
+    embedded = embeddings(model, batch)
+    _, gradient = gradients(model, batch, embedded, [model.labels.index(model.label)])
+    own = [place for place, mark in enumerate(special) if not mark]
+    slope = gradient[0, own, :, 0]
+    table = _vocabulary(model)
+    gain = (slope @ table.T) - (slope * embedded[0, own]).sum(-1, keepdim=True)
+    banned = [i for i in set(model.tokenizer.all_special_ids) if i < gain.shape[1]]
+    gain[:, banned] = -torch.inf
+    gain[torch.arange(len(own)), torch.tensor([ids[place] for place in own])] = -torch.inf
+    found: list[tuple[list[int], int, str]] = []
+    # Many tokens are no whole word, and the text that they make is read otherwise: more are looked at than are scored.
+    for flat in gain.flatten().topk(min(8 * _TRIED, gain.numel())).indices.tolist():
+        place, token = own[flat // gain.shape[1]], flat % gain.shape[1]
+        changed = [*ids[:place], token, *ids[place + 1 :]]
+        text = _with_token(model, read, place, token)
+        if list(model.tokenizer(text, verbose=False)["input_ids"]) == changed:
+            found.append((changed, place, text))
+        if len(found) == _TRIED:
+            break
+    return found
+
+
+def _with_token(model: RewardModel, read: Texts, place: int, token: int) -> str:
+    """The text with the characters of one token replaced by those of another; the rest stays as it was written."""
+    text, (start, end) = read.texts[0], read.spans[0][place]
+    put = token_text(model.tokenizer, token)
+    # Whether a token covers the space before it differs among tokenizers; the space itself stays.
+    lead = len(text[start:end]) - len(text[start:end].lstrip())
+    return text[: start + lead] + put.strip() + text[end:]
+
+
+def _vocabulary(model: RewardModel) -> torch.Tensor:
+    """Every token's embedding, as the embedding module gives it."""
+    size = next(model.parts.embed.parameters()).shape[0]
+    with torch.no_grad():
+        found: torch.Tensor = model.parts.embed(torch.arange(min(size, len(model.tokenizer)), device=model.device))
+    return found
+
+
+def _scored(model: RewardModel, ids: Sequence[Sequence[int]]) -> np.ndarray:
+    column = model.labels.index(model.label)
+    out = np.empty(len(ids))
+    for rows in batches([len(each) for each in ids], 4 * tokens_a_pass(model)):
+        out[rows] = model.trace(make_batch([ids[row] for row in rows])).scores[:, column].cpu().numpy()
+    return out

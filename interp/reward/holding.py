@@ -1,0 +1,247 @@
+"""Does a reward model hold on to things that it should not: length, punctuation, names, flattery?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import scipy.stats
+import xarray as xr
+
+from interp.errors import MeasureError
+from interp.loading import source_name
+from interp.measures.arrays import dataset, strings, variable
+from interp.models import RewardModel
+from interp.reward.attribution import spearman
+from interp.reward.edits import EDITS, Edit
+from interp.reward.features import FEATURES, Feature, measure
+from interp.reward.texts import read_texts
+from interp.stats import MIN_PROMPTS, bootstrap_mean
+
+LEVEL = 0.05
+"""Level of the corrected p under which a feature or edit is called held on to."""
+
+SIZE = 0.1
+"""Least effect, in standard deviations of the score, that is called so: with many texts a trifle is significant."""
+
+
+@dataclass(frozen=True)
+class Spurious:
+    """What a reward model's score goes with in real texts, and what moves it when one thing of a text is changed.
+
+    Attributes:
+        dataset: by `feature` the regression's `coefficient`, `coefficient_low`, `coefficient_high`, `coefficient_p`
+            (Holm) and `alone` (Spearman's correlation of feature and score); by `edit` the paired `effect`,
+            `effect_low`, `effect_high`, `effect_p` (Holm) and `effect_texts`; `edit_change` [prompt, edit] and `score`
+            [prompt]. Effects and coefficients are in standard deviations of the score over the texts.
+    """
+
+    dataset: xr.Dataset
+
+    def __getitem__(self, name: str) -> xr.DataArray:
+        return self.dataset[name]
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        """Features that some way finds held on to, largest effect first."""
+        table = self.summary()
+        return tuple(dict.fromkeys(table[table["held"] & (table["feature"] != "none")]["feature"]))
+
+    def summary(self) -> pd.DataFrame:
+        """One row a finding, largest effect first.
+
+        Columns: `way` ("edits" or "regression"), `feature`, `what` (the edit, or what the feature counts), `effect`,
+        `lower`, `upper` (95 %), `p` (Holm), `n`, `held`.
+        """
+        data = self.dataset
+        rows = [
+            {
+                "way": "edits", "feature": str(cell["edit_feature"].item()), "what": str(cell["edit"].item()),
+                "effect": float(cell["effect"]), "lower": float(cell["effect_low"]),
+                "upper": float(cell["effect_high"]), "p": float(cell["effect_p"]), "n": int(cell["effect_texts"]),
+            }
+            for cell in (data.isel(edit=index) for index in range(data.sizes["edit"]))
+        ] + [
+            {
+                "way": "regression", "feature": str(cell["feature"].item()),
+                "what": str(cell["feature_words"].item()), "effect": float(cell["coefficient"]),
+                "lower": float(cell["coefficient_low"]), "upper": float(cell["coefficient_high"]),
+                "p": float(cell["coefficient_p"]), "n": data.sizes["prompt"],
+            }
+            for cell in (data.isel(feature=index) for index in range(data.sizes["feature"]))
+        ]  # fmt: skip
+        table = pd.DataFrame(rows)
+        table["held"] = (table["p"] < LEVEL) & (table["effect"].abs() >= SIZE)
+        order = table["effect"].abs().fillna(-1).argsort(kind="stable")[::-1]
+        return table.iloc[order].reset_index(drop=True)
+
+    def __str__(self) -> str:
+        held = ", ".join(self.held) or "nothing that was looked for"
+        return f"{self.dataset.attrs['model']}, {self.dataset.attrs['label']}: the score holds on to {held}"
+
+    def report(self, path: str | os.PathLike[str]) -> Path:
+        """Write one HTML page that is read in a minute.
+
+        Raises:
+            InterpError: the file cannot be written, or its name does not end in .html.
+        """
+        from interp.reward.page import write_spurious
+
+        return write_spurious(self, path)
+
+
+def spurious(
+    model: RewardModel,
+    texts: Sequence[str],
+    *,
+    features: Sequence[Feature] = FEATURES,
+    edits: Sequence[Edit] = EDITS,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> Spurious:
+    """Does the score hold on to length, punctuation, capitals, names, flattery and so on? Asked in two ways.
+
+    - Regression on the texts as they are, all features together: score = a + sum of b_k z_k, both sides standardised,
+      with heteroscedasticity-consistent errors (HC3; MacKinnon and White 1985). Null: b_k = 0. This is what goes
+      together in these texts; the feature need not be the cause.
+    - Edits of each text that change one thing: the mean change of the score, with bootstrap intervals over texts and
+      a sign-flip test. Null: a change is as likely to be up as down. This is cause, of this very edit. Edits of
+      feature "none" should do nothing; what they do is how much any edit does.
+
+    Within each way p is corrected by Holm's method. `interp.reward.holding` has the level and the least size that are
+    called held on to.
+
+    Args:
+        model: a reward model, of whose own label the score is taken.
+        texts: real texts.
+        features: what is counted.
+        edits: what is changed.
+        batch_size: texts a pass.
+        seed: of bootstrap and sign flips.
+
+    Raises:
+        PromptError: a text is empty or longer than the context.
+        MeasureError: there are too few texts for the features, or all have the same score.
+        InterpError: a score is not finite.
+    """
+    read = read_texts(model, texts)
+    least = max(MIN_PROMPTS, 2 * len(features) + 2)
+    if len(read) < least:
+        raise MeasureError(f"{len(read)} texts are too few for {len(features)} features; give {least} or more")
+    score = model.score(list(read.texts), batch_size=batch_size)
+    spread = float(score.std(ddof=1))
+    if spread == 0:
+        raise MeasureError("every text has the same score, so it goes with nothing; give texts that differ")
+    counted = measure(read.texts, features)
+    fitted = _regression(counted, score / spread)
+    change = _changes(model, read.texts, score, edits, batch_size) / spread
+    paired = [bootstrap_mean(each, seed=seed) for each in change.T]
+    flips = [_sign_flip(each, seed) for each in change.T]
+    alone = [spearman(each, score) for each in counted.T]
+    mean, low, high = (np.array(each) for each in zip(*paired, strict=True))
+    unit = "standard deviations of the score"
+    units = "logits" if model.squash == "logit" else "probability"
+    data = dataset(
+        {
+            "score": variable("prompt", score, "score", units),
+            "text": variable("prompt", strings(read.texts), "text"),
+            "feature_value": variable("prompt feature", counted, "feature of the text"),
+            "feature_words": variable("feature", strings([each.words for each in features]), "what is counted"),
+            "coefficient": variable("feature", fitted.coefficient, "change a standard deviation of the feature", unit),
+            "coefficient_low": variable("feature", fitted.low, "95 % interval, lower", unit),
+            "coefficient_high": variable("feature", fitted.high, "95 % interval, upper", unit),
+            "coefficient_p": variable("feature", holm(fitted.p), "p of a coefficient of 0, Holm over features"),
+            "alone": variable("feature", np.array(alone), "Spearman of the feature and the score, by itself", "1"),
+            "edit_feature": variable("edit", strings([each.feature for each in edits]), "what the edit changes"),
+            "edit_change": variable("prompt edit", change, "score of the edited text minus that of the text", unit),
+            "effect": variable("edit", mean, "mean change", unit),
+            "effect_low": variable("edit", low, "95 % interval, lower", unit),
+            "effect_high": variable("edit", high, "95 % interval, upper", unit),
+            "effect_p": variable("edit", holm(np.array(flips)), "p of a change as often up as down, Holm over edits"),
+            "effect_texts": variable("edit", np.isfinite(change).sum(0), "texts that the edit changes"),
+        },
+        feature=[each.name for each in features], edit=[each.name for each in edits],
+    )  # fmt: skip
+    return Spurious(
+        data.assign_attrs(
+            model=source_name(dict(model.description)), label=model.label, output=model.output, spread=spread,
+            explained=fitted.explained, units=units,
+        )
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Fit:
+    coefficient: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    p: np.ndarray
+    explained: float
+
+
+def _regression(counted: np.ndarray, score: np.ndarray) -> _Fit:
+    """Ordinary least squares of the score on standardised features, with HC3 errors; NaN for a constant feature."""
+    varies = np.ptp(counted, axis=0) > 0
+    used = counted[:, varies]
+    z = (used - used.mean(0)) / used.std(0, ddof=1)
+    design = np.column_stack([np.ones(len(z)), z])
+    inverse = np.linalg.pinv(design.T @ design)
+    beta = inverse @ design.T @ score
+    residual = score - design @ beta
+    leverage = np.einsum("ij,jk,ik->i", design, inverse, design)
+    weighted = design * (residual / np.maximum(1 - leverage, 1e-12))[:, None]
+    error = np.sqrt(np.diag(inverse @ (weighted.T @ weighted) @ inverse))[1:]
+    freedom = len(score) - design.shape[1]
+    reach = scipy.stats.t.ppf(0.975, freedom) * error
+    out = np.full((4, counted.shape[1]), np.nan)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p = 2 * scipy.stats.t.sf(np.abs(beta[1:]) / error, freedom)
+    out[:, varies] = beta[1:], beta[1:] - reach, beta[1:] + reach, p
+    return _Fit(out[0], out[1], out[2], out[3], float(1 - residual.var() / score.var()))
+
+
+def _changes(
+    model: RewardModel, texts: Sequence[str], score: np.ndarray, edits: Sequence[Edit], batch_size: int
+) -> np.ndarray:
+    """Score of each edited text minus that of the text, [text, edit]; NaN where nothing changed or it is too long."""
+    out = np.full((len(texts), len(edits)), np.nan)
+    jobs = [
+        (row, column, edited)
+        for column, edit in enumerate(edits)
+        for row, text in enumerate(texts)
+        if (edited := edit.apply(text)) != text and edited.strip() and not model.too_long([edited])
+    ]
+    if jobs:
+        scored = model.score([each for _, _, each in jobs], batch_size=batch_size)
+        for (row, column, _), value in zip(jobs, scored, strict=True):
+            out[row, column] = value - score[row]
+    return out
+
+
+_FLIPS = 9999
+
+
+def _sign_flip(values: np.ndarray, seed: int) -> float:
+    """The p of a mean when each value is as likely to have the other sign; NaN under `MIN_PROMPTS` values."""
+    real = values[np.isfinite(values)]
+    if len(real) < MIN_PROMPTS:
+        return float("nan")
+    rng, own, beyond = np.random.default_rng(seed), abs(real.sum()), 1
+    for start in range(0, _FLIPS, 500):
+        signs = rng.integers(0, 2, (min(500, _FLIPS - start), len(real))) * 2 - 1
+        beyond += int((np.abs(signs @ real) >= own * (1 - 1e-12)).sum())
+    return beyond / (1 + _FLIPS)
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """Holm's (1979) correction: p of k tests, largest first multiplied by 1, the smallest by k; NaN is no test."""
+    out = np.full(len(p), np.nan)
+    real = np.flatnonzero(np.isfinite(p))
+    order = real[np.argsort(p[real], kind="stable")]
+    scaled = p[order] * np.arange(len(order), 0, -1)
+    out[order] = np.minimum(np.maximum.accumulate(scaled), 1)
+    return out

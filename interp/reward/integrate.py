@@ -1,0 +1,245 @@
+"""Integrated gradients, by a nested rule that spends more points only on the texts that need them.
+
+A_i = (x_i - x'_i) . integral over a from 0 to 1 of dF/dx_i at x' + a (x - x') (Sundararajan, Taly and Yan 2017,
+equation 1), so that the parts sum to F(x) - F(x'). Points are evaluated rule by rule (`interp.reward.quadrature`), all
+texts that are not done in one pass, until each text's sum meets F(x) - F(x') within the tolerance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.models import RewardModel
+from interp.prompts import Batch
+from interp.reward.baselines import at_baseline, own_tokens
+from interp.reward.forward import embeddings, gradients, pull, score_embedded, tokens_a_pass
+from interp.reward.quadrature import SIZES, Rule, rules
+from interp.reward.texts import Texts, check_finite
+
+FIRST_POINTS = 3
+"""Points that every text gets."""
+
+
+@dataclass(frozen=True)
+class Integrated:
+    """Integrated gradients of texts.
+
+    Attributes:
+        parts: for each text, by token and label.
+        score: F at the texts.
+        baseline_score: F at the baselines.
+        points: how many points each text and label took.
+        error: |sum of the parts - (F(x) - F(x'))|.
+    """
+
+    parts: list[np.ndarray]
+    score: np.ndarray
+    baseline_score: np.ndarray
+    points: np.ndarray
+    error: np.ndarray
+
+
+class _State:
+    """What is known so far.
+
+    Attributes:
+        score: F at the texts.
+        baseline_score: F at the baselines.
+        found: for each text one array a rule, [new point, token, label], NaN where not computed; the first is at 0.
+        parts: for each text the attributions by the last rule.
+        points: how many points that rule has.
+        error: its completeness error.
+        open: which texts and labels need more points.
+    """
+
+    def __init__(self, score: np.ndarray, baseline_score: np.ndarray, found: list[list[np.ndarray]]) -> None:
+        self.score, self.baseline_score, self.found = score, baseline_score, found
+        self.parts = [np.zeros_like(each[0][0]) for each in found]
+        self.points = np.zeros(score.shape, dtype=int)
+        self.error = np.full(score.shape, np.inf)
+        self.open = np.ones(score.shape, dtype=bool)
+
+
+def batches(lengths: Sequence[int], limit: int) -> Iterator[list[int]]:
+    """Jobs in passes of at most `limit` tokens, padding counted; the jobs of one pass are of about one length."""
+    rows: list[int] = []
+    for job in sorted(range(len(lengths)), key=lambda index: lengths[index]):
+        if rows and (len(rows) + 1) * lengths[job] > limit:
+            yield rows
+            rows = []
+        rows.append(job)
+    if rows:
+        yield rows
+
+
+def integrate(
+    model: RewardModel,
+    texts: Texts,
+    columns: Sequence[int],
+    *,
+    vector: Float[Tensor, " d_embed"],
+    limits: Callable[[np.ndarray], np.ndarray],
+    max_points: int = SIZES[-1],
+    first_points: int = FIRST_POINTS,
+) -> Integrated:
+    """Integrated gradients of every text and label, each to its limit.
+
+    Args:
+        model: the reward model, in evaluation mode.
+        texts: the texts.
+        columns: indices of the labels.
+        vector: the baseline's embedding.
+        limits: from scores at texts and baselines [score, label] to the completeness error of each label at which a
+            text is done.
+        max_points: most points of a text.
+        first_points: points that every text gets.
+    """
+    base, start = _at_baselines(model, texts, vector, columns)
+    check_finite(base, texts.texts, "score of the baseline")
+    state = _State(np.full_like(base, np.nan), base, [[each] for each in start])
+    near = first_points == FIRST_POINTS and _nearly_linear(model, texts, columns, vector, limits, state)
+    if near:
+        rest = np.flatnonzero(np.isnan(state.score).any(1)).tolist()
+        state.score[rest] = scores_of(model, texts.some(rest), columns)
+    allowed = np.empty(0)
+    for rule in rules(nearly_linear=near):
+        if len(rule.points) > max_points or not state.open.any():
+            break
+        _evaluate(model, texts, columns, vector, rule, state)
+        if rule.new == len(rule.points):
+            check_finite(state.score, texts.texts, "score")
+            allowed = limits(np.concatenate([state.score, base]))
+        if near or len(rule.points) >= first_points:
+            _settle(rule, state, allowed)
+    return Integrated(state.parts, state.score, base, state.points, state.error)
+
+
+_PROBED = 4  # texts
+
+
+def _nearly_linear(
+    model: RewardModel,
+    texts: Texts,
+    columns: Sequence[int],
+    vector: Float[Tensor, " d_embed"],
+    limits: Callable[[np.ndarray], np.ndarray],
+    state: _State,
+) -> bool:
+    """Whether the first rule for nearly linear scores is enough for some texts out of many, which then are done.
+
+    Few texts are not asked.
+    """
+    if len(texts) < 4 * _PROBED:
+        return False
+    rows = [len(texts) * index // _PROBED for index in range(_PROBED)]
+    probe = _State(state.score[rows], state.baseline_score[rows], [list(state.found[row]) for row in rows])
+    some = texts.some(rows)
+    probe.score[:] = scores_of(model, some, columns)
+    check_finite(probe.score, some.texts, "score")
+    rule = rules(nearly_linear=True)[0]
+    _evaluate(model, some, columns, vector, rule, probe)
+    _settle(rule, probe, limits(np.concatenate([probe.score, state.baseline_score])))
+    if probe.open.any():
+        return False
+    for index, row in enumerate(rows):
+        state.parts[row] = probe.parts[index]
+    for of, found in ((state.score, probe.score), (state.points, probe.points), (state.error, probe.error)):
+        of[rows] = found
+    state.open[rows] = False
+    return True
+
+
+def scores_of(model: RewardModel, texts: Texts, columns: Sequence[int]) -> np.ndarray:
+    """F at the texts, [text, label]."""
+    found = np.empty((len(texts), len(columns)))
+    for rows in batches([len(ids) for ids in texts.ids], 4 * tokens_a_pass(model)):
+        batch = texts.batch(rows).to(model.device)
+        found[rows] = score_embedded(model, batch, embeddings(model, batch), columns).cpu().numpy()
+    return found
+
+
+def _at_baselines(
+    model: RewardModel, texts: Texts, vector: Float[Tensor, " d_embed"], columns: Sequence[int]
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """F at each text's baseline, and the gradient there along the way to the text: [1, token, label].
+
+    Texts of one length have one baseline: its pass and its gradient are computed once.
+    """
+    bare = [
+        tuple(token if mark else None for token, mark in zip(ids, marks, strict=True))
+        for ids, marks in zip(texts.ids, texts.special, strict=True)
+    ]
+    alike: dict[tuple[int | None, ...], list[int]] = {}
+    for row, key in enumerate(bare):
+        alike.setdefault(key, []).append(row)
+    groups = list(alike.values())
+    scores, along = np.empty((len(texts), len(columns))), [np.empty(0)] * len(texts)
+    for chosen in batches([len(texts.ids[rows[0]]) for rows in groups], tokens_a_pass(model)):
+        batch, _, base = _ends(model, texts, [groups[index][0] for index in chosen], vector)
+        found, gradient = gradients(model, batch, base, columns)
+        for place, index in enumerate(chosen):
+            rows = groups[index]
+            width = len(texts.ids[rows[0]])
+            _, embedded, own_base = _ends(model, texts, rows, vector)
+            dotted = torch.einsum("rsd,sdl->rsl", (embedded - own_base), gradient[place, :width]).double()
+            scores[rows] = found[place, list(columns)].cpu().numpy()
+            for row, each in zip(rows, dotted.cpu().numpy(), strict=True):
+                along[row] = each[None]
+    return scores, along
+
+
+def _ends(
+    model: RewardModel, texts: Texts, rows: list[int], vector: Float[Tensor, " d_embed"]
+) -> tuple[Batch, Float[Tensor, "batch seq d_embed"], Float[Tensor, "batch seq d_embed"]]:
+    """A batch of texts, their embeddings, and those of their baselines."""
+    batch = texts.batch(rows).to(model.device)
+    embedded = embeddings(model, batch)
+    return batch, embedded, at_baseline(embedded, own_tokens(texts, rows, batch), vector)
+
+
+def _evaluate(
+    model: RewardModel,
+    texts: Texts,
+    columns: Sequence[int],
+    vector: Float[Tensor, " d_embed"],
+    rule: Rule,
+    state: _State,
+) -> None:
+    """Gradients at the rule's new points, for the texts and labels that are not done."""
+    active = np.flatnonzero(state.open.any(1)).tolist()
+    new = [float(point) for point in rule.points[len(rule.points) - rule.new :] if point]  # 0 is done
+    for row in active:
+        state.found[row].append(np.full((len(new), len(texts.ids[row]), len(columns)), np.nan))
+    jobs = [(row, place) for row in active for place in range(len(new))]
+    for chosen in batches([len(texts.ids[row]) for row, _ in jobs], tokens_a_pass(model)):
+        rows, places = [jobs[job][0] for job in chosen], [jobs[job][1] for job in chosen]
+        batch, embedded, base = _ends(model, texts, rows, vector)
+        share = torch.tensor([new[place] for place in places], dtype=embedded.dtype, device=model.device)
+        wanted = [np.flatnonzero(state.open[row]).tolist() for row in rows]
+        asked = [[columns[index] for index in each] for each in wanted]
+        step = embedded - base
+        scores, pulled = pull(model, batch, base + share[:, None, None] * step, step, asked)
+        at_point = scores[:, list(columns)].cpu().numpy()
+        for index, (row, place) in enumerate(zip(rows, places, strict=True)):
+            state.found[row][-1][place][:, wanted[index]] = pulled[index][: len(texts.ids[row])].cpu().numpy()
+            if new[place] == 1:
+                state.score[row] = at_point[index]
+
+
+def _settle(rule: Rule, state: _State, limits: np.ndarray) -> None:
+    """Sum up by the rule what is open, and close what meets its limit."""
+    change = state.score - state.baseline_score
+    for row in np.flatnonzero(state.open.any(1)):
+        labels = np.flatnonzero(state.open[row])
+        values = np.concatenate([each[:, :, labels] for each in state.found[row]])
+        parts = np.tensordot(rule.weights, values, axes=1)
+        state.parts[row][:, labels] = parts
+        state.points[row, labels] = len(rule.points)
+        state.error[row, labels] = np.abs(parts.sum(0) - change[row, labels])
+    state.open &= ~(state.error <= limits)
