@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
-.PHONY: demo test test-all lint bench bench-training install clean
+.PHONY: demo test test-all lint bench bench-training bench-patching install clean
 
 install: $(READY)
 
@@ -41,6 +41,9 @@ bench: $(READY)
 
 bench-training: $(READY)
 	$(BIN)/python benchmarks/training.py
+
+bench-patching: $(READY)
+	$(BIN)/python benchmarks/patching.py
 
 clean:
 	rm -rf $(VENV) demo build dist *.egg-info

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from interp.comparison import Comparison, compare
+    from interp.comparison import Comparison, compare, compare_many
     from interp.errors import InterpError
     from interp.families import register_family
     from interp.hooks import Site
@@ -32,9 +32,10 @@ _HOMES = {
     "RewardModel": "interp.models",
     "Site": "interp.hooks",
     "compare": "interp.comparison",
+    "compare_many": "interp.comparison",
     "register_family": "interp.families",
 }
-_MODULES = ("families", "plot", "report")
+_MODULES = ("circuits", "families", "patching", "plot", "report", "reward")
 
 __all__ = [
     "DEFAULT_MEASURES",
@@ -46,11 +47,15 @@ __all__ = [
     "Prompts",
     "RewardModel",
     "Site",
+    "circuits",
     "compare",
+    "compare_many",
     "families",
+    "patching",
     "plot",
     "register_family",
     "report",
+    "reward",
 ]
 
 

@@ -46,3 +46,12 @@ def test_training_runs_at_tiny_sizes(tmp_path: Path) -> None:
         ratio = rows[f"{kind}: native over trlX, processor"]
         assert ratio["limit"] == "1.5" and (ratio["figure"] == "not installed") is ("value" not in ratio)
     assert "samples/s" in done.stdout
+
+
+@pytest.mark.slow
+def test_patching_runs_at_tiny_sizes(tmp_path: Path) -> None:
+    done = run("patching.py", "--quick", "--json", str(tmp_path / "rows.json"))
+    assert done.returncode == 0, done.stderr[-2000:]
+    exact, attributed, error = json.loads((tmp_path / "rows.json").read_text())
+    assert (exact["limit"], attributed["limit"]) == ("3", "40") and min(exact["value"], attributed["value"]) > 0
+    assert error["value"] < 1e-5

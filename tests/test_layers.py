@@ -110,7 +110,8 @@ def test_public_names() -> None:
 
     assert interp.__all__ == [
         "DEFAULT_MEASURES", "MEASURES", "CheckpointPair", "Comparison", "InterpError", "Policy", "Prompts",
-        "RewardModel", "Site", "compare", "families", "plot", "register_family", "report",
+        "RewardModel", "Site", "circuits", "compare", "compare_many", "families", "patching", "plot", "register_family",
+        "report", "reward",
     ]  # fmt: skip
     for name in interp.__all__:
         assert getattr(interp, name) is not None

@@ -15,7 +15,7 @@ from interp.patching.replay import replay, run_whole
 from interp.patching.rows import Values, edits, writes
 from interp.patching.targets import Intervention
 
-TOKENS = 2048
+TOKENS = 1024
 """Most tokens of a pass that carries several interventions; beyond it a processor's caches overflow."""
 
 

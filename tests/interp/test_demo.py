@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,11 +74,28 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch):
     assert (tmp_path / "report.html").is_file() and (tmp_path / "out" / "comparison.nc").is_file()
 
 
+def test_the_readmes_patching_runs_and_shows_what_it_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "interp").mkdir()
+    os.symlink(ROOT / "interp" / "data", tmp_path / "interp" / "data")
+    names: dict[str, Any] = {}
+    exec(compile(blocks("python")[1], "README.md", "exec"), names)
+    shown = next(block for block in blocks("console") if "print(enough)" in block).splitlines()[1:]
+    printed = str(names["enough"]).splitlines()
+    assert shown[0] == printed[0] and shown[-1] == printed[-1]
+    for ours, theirs in zip(printed[2:7], shown[2:7], strict=True):
+        assert ours.split()[0] == theirs.split()[0]
+        assert float(ours.split()[4]) == pytest.approx(float(theirs.split()[4]), abs=2e-3)
+    assert float(names["null"]["effect"].mean("prompt").max()) < 0.1 * float(
+        names["enough"]["effect"].mean("prompt").max()
+    )
+
+
 def test_the_readmes_training_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "interp").mkdir()
     os.symlink(ROOT / "interp" / "data", tmp_path / "interp" / "data")
-    exec(compile(blocks("python")[1], "README.md", "exec"), {"__name__": "readme"})
+    exec(compile(blocks("python")[2], "README.md", "exec"), {"__name__": "readme"})
     final = interp.CheckpointPair.load(tmp_path / "runs" / "plot", verify=True).manifest["final"]
     assert final["reward"] > final["base_reward"] + 0.1 and final["kl_at_step_0"] < 1e-6
 
