@@ -14,6 +14,7 @@ from interp.circuits.faithfulness import (
     faithfulness_curve,
 )
 from interp.circuits.graph import Graph
+from interp.circuits.heads import HeadChanges, head_changes
 from interp.circuits.metrics import Metric
 from interp.circuits.resampling import Estimate
 from interp.circuits.scores import EdgeScores, edge_attribution
@@ -27,6 +28,7 @@ __all__ = [
     "Estimate",
     "Faithfulness",
     "Graph",
+    "HeadChanges",
     "Metric",
     "Stability",
     "choose",
@@ -36,6 +38,7 @@ __all__ = [
     "edge_attribution",
     "faithfulness",
     "faithfulness_curve",
+    "head_changes",
     "jaccard",
     "random_circuits",
     "stability",
