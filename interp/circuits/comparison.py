@@ -76,7 +76,7 @@ class CircuitComparison:
         data = self.dataset
         names = ("change", "change_low", "change_high", "p", "wiring", "p_wiring", "state")
         table = data[list(names)].to_dataframe()[list(names)]
-        for model in MODELS:
+        for model in reversed(MODELS):
             table.insert(0, f"effect in {model}", data["effect"].sel(model=model).values)
         table = table[table["state"] != "in neither circuit"]
         order = table["change"].abs().sort_values(ascending=False, kind="stable").index

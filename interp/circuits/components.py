@@ -17,6 +17,9 @@ from interp.resampling import max_t
 from interp.stats import MIN_PROMPTS, bootstrap_mean
 
 LEVEL = 0.05
+TURN = 0.05
+"""The least `wiring` that is called re-wired: an angle of 18 degrees. Less can be certain and still mean little."""
+
 _ROUNDING = 1e-9
 _SPLITS = 40
 STATES = ("strengthened", "weakened", "re-wired", "new", "gone", "no evidence of a change", "in neither circuit")
@@ -46,9 +49,10 @@ def component_changes(
       model; and `p_wiring`: the null exchanges the two models' scores, scaled to one length, within random groups of
       prompts, and the largest standardised statistic over components is compared.
     - `state`. Changed is what has p under 0.05 and, where null runs are given, changed more than in any of them;
-      re-wired what has p_wiring under 0.05, turned more than `wiring_halves` and more than in any null run, or changed
-      and turned its sign. A changed component is "new" or "gone" where one circuit alone holds it and its effect in the
-      other model is under half; otherwise "re-wired" goes before "strengthened" and "weakened".
+      re-wired what turned by `TURN` at least, has p_wiring under 0.05, turned more than `wiring_halves` and more than
+      in any null run, or changed and turned its sign. A changed component is "new" or "gone" where one circuit alone
+      holds it and its effect in the other model is under half; otherwise "re-wired" goes before "strengthened" and
+      "weakened".
 
     Args:
         base: scores of the one model.
@@ -71,7 +75,7 @@ def component_changes(
     null_wiring = np.array([_turned(base.mean, each.mean, graph) for each in controls])
     inside = np.stack([np.isin(np.arange(len(graph.nodes)), circuit.members) for circuit in circuits])
     changed = (p < LEVEL) & _beyond(np.abs(change), null_change)
-    rewired = (p_wiring < LEVEL) & (wiring > within) & _beyond(wiring, null_wiring)
+    rewired = (wiring >= TURN) & (p_wiring < LEVEL) & (wiring > within) & _beyond(wiring, null_wiring)
     states = [_state(means[:, i], inside[:, i], bool(changed[i]), bool(rewired[i])) for i in range(len(graph.nodes))]
     units = base.dataset["score"].attrs["units"]
     return dataset(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -77,7 +77,7 @@ def implicit_reward(
     base: Source | Policy,
     tuned: Source | Policy,
     reward: Reward,
-    prompts: Prompts,
+    prompts: Prompts | Sequence[str],
     *,
     samples: int = 8,
     optimised: Callable[[np.ndarray], np.ndarray] | None = None,
@@ -138,6 +138,7 @@ def implicit_reward(
         raise MeasureError(f"permutations must be at least 1, not {permutations}; 999 give p down to 0.001")
     first, second = Policy.load(base), Policy.load(tuned)
     check_same_vocabulary(first.tokenizer, second.tokenizer)
+    prompts = prompts if isinstance(prompts, Prompts) else Prompts(prompts)
     tokens, groups = read_prompts([first, second], prompts), np.asarray(prompts.groups, dtype=object)
     shape = (samples // 2, len(tokens))
     said, raw, ratios = [], [], []

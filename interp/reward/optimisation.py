@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +42,7 @@ class OverOptimisation:
 def over_optimisation(
     pair: CheckpointPair | Mapping[int, Source | Policy],
     reward: Reward,
-    prompts: Prompts,
+    prompts: Prompts | Sequence[str],
     *,
     gold: Reward | None = None,
     samples: int = 4,
@@ -84,6 +84,7 @@ def over_optimisation(
     sources = _policies(pair)
     steps = sorted(sources)
     base = Policy.load(sources[steps[0]])
+    prompts = prompts if isinstance(prompts, Prompts) else Prompts(prompts)
     tokens = read_prompts([base], prompts)
     known: dict[str, list[np.ndarray]] = {"score": [], "gold_score": [], "kl": [], "length": []}
     rewards = {"score": reward} if gold is None else {"score": reward, "gold_score": gold}

@@ -91,11 +91,28 @@ def test_the_readmes_patching_runs_and_shows_what_it_says(tmp_path, monkeypatch)
     )
 
 
+def test_the_readmes_circuits_and_reward_reading_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "interp").mkdir()
+    os.symlink(ROOT / "interp" / "data", tmp_path / "interp" / "data")
+    pair = interp.CheckpointPair.load(DEMO)
+    prompts = interp.Prompts.from_file(DEMO / "openings.txt", answers=(" bad", " good"))
+    prompts = interp.Prompts(prompts.texts[:200], answers=(" bad", " good"))
+    names: dict[str, Any] = {"interp": interp, "pair": pair, "prompts": prompts}
+    exec(compile(blocks("python")[2], "README.md", "exec"), names)
+    shown = next(block for block in blocks("console") if "found.verdict" in block).splitlines()[1:]
+    start = "existing circuit, down-weighted by"
+    assert names["found"].verdict.startswith(start) and " ".join(shown).startswith(start)
+    exec(compile(blocks("python")[3], "README.md", "exec"), names)
+    by_word = dict(zip(names["words"].words(0)["word"], names["words"].words(0)["negative"], strict=True))
+    assert by_word["great"] < -1 and by_word["dull"] > 1
+
+
 def test_the_readmes_training_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "interp").mkdir()
     os.symlink(ROOT / "interp" / "data", tmp_path / "interp" / "data")
-    exec(compile(blocks("python")[2], "README.md", "exec"), {"__name__": "readme"})
+    exec(compile(blocks("python")[4], "README.md", "exec"), {"__name__": "readme"})
     final = interp.CheckpointPair.load(tmp_path / "runs" / "plot", verify=True).manifest["final"]
     assert final["reward"] > final["base_reward"] + 0.1 and final["kl_at_step_0"] < 1e-6
 
