@@ -1,6 +1,7 @@
 # make demo      compare the embedded pair, write demo/report.html
 # make test      fast tests (5 minutes); make test-all adds the slow ones
 # make lint      ruff and mypy
+# make notebooks  run them, and keep their figures in them (2 minutes)
 # make bench     time and memory, each figure beside its limit (15 minutes on a quiet machine)
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
-.PHONY: demo test test-all lint bench bench-training bench-patching install clean
+.PHONY: demo test test-all lint bench bench-training bench-patching notebooks install clean
 
 install: $(READY)
 
@@ -44,6 +45,10 @@ bench-training: $(READY)
 
 bench-patching: $(READY)
 	$(BIN)/python benchmarks/patching.py
+
+notebooks: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/jupyter-nbconvert --to notebook --execute --inplace \
+	  --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 
 clean:
 	rm -rf $(VENV) demo build dist *.egg-info

@@ -9,9 +9,9 @@ away from them; 8 prompts of 16 tokens; one thread; the metric is a logit differ
 loop, `transformer_lens.patching.get_act_patch_attn_head_out_all_pos`, over its bridge of the recipient, with the cache
 of its bridge of the source at hand. Ours is the part of `activation_patching` that does the same work, from two loaded
 models to the metric of every prompt under every patch, the source's pass and the check of the recording included.
-Attribution patching is timed likewise, from loaded models to the map, without the exact patches beside it. Each is
-timed in turn with the loop, several rounds; a ratio is that of two neighbours, by processor time; shown are the median
-and the range. The exact result is compared with a plain loop of hooks.
+Attribution patching is timed likewise, from loaded models to the map, without the exact patches beside it. Each
+round times both before and after the loop, by processor time; shown are the median of the rounds' ratios and their
+range. The exact result is compared with a plain loop of hooks.
 """
 
 from __future__ import annotations
@@ -152,10 +152,11 @@ def measure(quick: bool, rounds: int) -> list[dict[str, Any]]:
     attributed()
     for number in range(rounds):
         print(f"round {number + 1} of {rounds}", file=sys.stderr)
-        for name, work in (("activation", exact), ("attribution", attributed)):
-            slow = timed(loop)
-            fast = statistics.median(timed(work) for _ in range(1 if name == "activation" else 5))
-            ratios[name].append(slow / fast)
+        before = [timed(exact), *(timed(attributed) for _ in range(3))]
+        slow = timed(loop)
+        after = [timed(exact), *(timed(attributed) for _ in range(3))]
+        ratios["activation"].append(slow / statistics.mean([before[0], after[0]]))
+        ratios["attribution"].append(slow / statistics.median([*before[1:], *after[1:]]))
     rows = []
     for name, label in (("activation", "every head, exact"), ("attribution", "every head, attribution patching")):
         values = ratios[name]
@@ -182,7 +183,7 @@ def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a small model, one round")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write the rows there too")
     chosen = parser.parse_args()
     warnings.simplefilter("ignore")

@@ -102,13 +102,13 @@ def sample(
     numbers = list(indices) if indices is not None else list(range(first_index, first_index + len(prompts)))
     device = next(model.parameters()).device
     prompt_ids, prompt_mask = pad_left(prompts, pad_id)
-    uniforms = torch.from_numpy(_uniforms(seed, numbers, max_new_tokens)).to(device)
+    points = torch.from_numpy(uniforms(seed, numbers, max_new_tokens)).to(device)
     loop = _Loop(model, prompt_ids.to(device), prompt_mask.to(device))
     ends = torch.tensor(sorted(set(end_ids)), dtype=torch.long, device=device)
     with evaluating(model), torch.no_grad():
         if encoder is not None:
             loop.encode(encoder, pad_id)
-        steps = list(_steps(loop, uniforms, ends, pad_id, (temperature, top_k, top_p), each_step))
+        steps = list(_steps(loop, points, ends, pad_id, (temperature, top_k, top_p), each_step))
     ids, mask, logprobs = (torch.stack(column, dim=1) for column in zip(*steps, strict=True))
     return Samples(loop.prompt_ids, loop.prompt_mask, ids, mask, logprobs, loop.encoder_ids, loop.encoder_mask)
 
@@ -253,7 +253,7 @@ def _steps(
         logits = loop.logits()
         if each_step is not None:
             each_step(logits)
-        token = _choose(logits, uniform, *settings)
+        token = choose(logits, uniform, *settings)
         logprob = torch.log_softmax(logits.float(), dim=-1).gather(1, token[:, None])[:, 0]
         shown = torch.where(alive, token, pad_id)
         yield shown, alive, torch.where(alive, logprob, 0.0)
@@ -263,7 +263,7 @@ def _steps(
         loop.append(shown)
 
 
-def _uniforms(seed: int, indices: Sequence[int], steps: int) -> np.ndarray:
+def uniforms(seed: int, indices: Sequence[int], steps: int) -> np.ndarray:
     """Uniform numbers in [0, 1), "sample step", float64: one Philox stream a sample."""
     rows = [
         np.random.Generator(np.random.Philox(key=np.array([seed, i], dtype=np.uint64))).random(steps) for i in indices
@@ -271,7 +271,7 @@ def _uniforms(seed: int, indices: Sequence[int], steps: int) -> np.ndarray:
     return np.stack(rows)
 
 
-def _choose(logits: Tensor, uniform: Tensor, temperature: float | int, top_k: int, top_p: float | int) -> Tensor:
+def choose(logits: Tensor, uniform: Tensor, temperature: float | int, top_k: int, top_p: float | int) -> Tensor:
     """The next token of each row by inverse CDF, or the likeliest at temperature 0."""
     largest = logits.amax(dim=-1)  # NaN if any is NaN; a logit of minus infinity is a forbidden token, which is fine
     if not bool(torch.isfinite(largest).all()):

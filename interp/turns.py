@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Protocol, runtime_checkable
 
@@ -59,9 +59,21 @@ class Together:
         """Batch by batch, base against each of the others."""
         for number, batch in enumerate(batches):
             trace = base.trace(batch, sites)
+            if len(others) > 1 and _to_keep(trace) <= KEPT_BYTES:
+                trace = replace(trace, kept={})
             for index, other in enumerate(others):
                 yield Pair(number, index, trace, other.trace(batch, sites))
             del trace  # or it would stay until the next batch's is there too
+
+
+KEPT_BYTES = 2**29
+"""Most that measures may keep of base's part of a batch, for the second model and those after it, in bytes."""
+
+
+def _to_keep(trace: Trace) -> int:
+    """What the measures of one batch would keep of base: normalised logits, and a lens a layer; in bytes."""
+    rows, vocab = len(trace.logits), trace.logits.shape[-1]
+    return 2 * trace.logits.nbytes + 8 * (trace.policy.parts.n_layers + 1) * rows * vocab
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,28 @@
-"""Causes: activation patching across models and within one, ablation, attribution patching, steering."""
+"""Causes: patching across models and within one, ablation, attribution patching, search, steering, the value head."""
 
 from interp.patching.activation import Runs, ablation, activation_patching, open_runs, patch_runs, runs_of
 from interp.patching.attribution import attribution_map, attribution_patching
+from interp.patching.generation import reward_patching
 from interp.patching.result import Patching
+from interp.patching.search import SmallestSet, smallest_set
+from interp.patching.steering import Steering, steering
+from interp.patching.value import ValueReading, value_reading
 
 __all__ = [
     "Patching",
     "Runs",
+    "SmallestSet",
+    "Steering",
+    "ValueReading",
     "ablation",
     "activation_patching",
     "attribution_map",
     "attribution_patching",
     "open_runs",
     "patch_runs",
+    "reward_patching",
     "runs_of",
+    "smallest_set",
+    "steering",
+    "value_reading",
 ]

@@ -20,12 +20,17 @@ SIZE = 310  # tokens of the tests' own tokenizer
 CHECKED = [
     "GPT2LMHeadModel",
     "LlamaForCausalLM",
-    "MistralForCausalLM",
-    "Qwen3ForCausalLM",
     "GPTNeoXForCausalLM",
-    "Phi3ForCausalLM",
-    "OPTForCausalLM",
-    "BloomForCausalLM",
+    *(
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in (
+            "MistralForCausalLM",
+            "Qwen3ForCausalLM",
+            "Phi3ForCausalLM",
+            "OPTForCausalLM",
+            "BloomForCausalLM",
+        )
+    ),
 ]
 
 
