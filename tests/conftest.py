@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jaxtyping import install_import_hook
 
-install_import_hook(["interp", "training"], "beartype.beartype")
+install_import_hook(["interp", "training", "analyses"], "beartype.beartype")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
