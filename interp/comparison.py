@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from interp.io import atomic_folder
 from interp.loading import DeviceMap
 from interp.measures import as_names, check_measures
 from interp.models import Policy, RewardModel, Source
-from interp.models.lineup import Lineup, load_lineup, remarks
+from interp.models.lineup import Lineup, load_lineups, remarks
 from interp.plot import Plots
 from interp.prompts import Prompts
 from interp.report import write as write_report
@@ -204,6 +204,84 @@ def compare(
         PromptError: the prompts or answers do not fit.
         MeasureError: a measure is unknown, or the two models differ in shape.
     """
+    return _compare_all(
+        base,
+        {"": tuned},
+        prompts,
+        control=control,
+        replicates={"": replicates},
+        measures=measures,
+        reward=reward,
+        tokenizer=tokenizer,
+        batch_size=batch_size,
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        trust_remote_code=trust_remote_code,
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+        draws=draws,
+        allow_pickle=allow_pickle,
+        in_memory=in_memory,
+        progress=progress,
+    )[""]
+
+
+def compare_many(
+    base: Source | Policy,
+    tuned: Mapping[str, Source | Policy],
+    prompts: Prompts | Sequence[str],
+    *,
+    control: Any = None,
+    replicates: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> dict[str, Comparison]:
+    """Compare a base model with several tuned versions of it, and compute once what concerns base alone.
+
+    Each comparison is what `compare` gives of its pair, number for number. Base is loaded once, traced once a batch,
+    and sampled from once; all models are in memory together, unless `in_memory` is "one".
+
+    Args:
+        base: see `compare`.
+        tuned: the tuned models by the names of their comparisons.
+        prompts: see `compare`.
+        control: null runs that serve every pair; each is compared with base once.
+        replicates: runs of the same recipe with other seeds, one or a list, by the name of their pair.
+        **options: further arguments of `compare`.
+
+    Raises:
+        PromptError: no model is given, or replicates are those of an unknown pair.
+        InterpError: as `compare`.
+    """
+    unknown = sorted(set(replicates or {}) - set(tuned))
+    if not tuned or unknown:
+        came = f"replicates name {unknown[0]!r}, which is no pair" if unknown else "no tuned model came"
+        raise PromptError(f"{came}; give the tuned models by name, as compare_many(base, {{'joy': model}}, prompts)")
+    return _compare_all(base, tuned, prompts, control=control, replicates=replicates or {}, **options)
+
+
+def _compare_all(
+    base: Any,
+    tuned: Mapping[str, Any],
+    prompts: Prompts | Sequence[str],
+    *,
+    control: Any,
+    replicates: Mapping[str, Any],
+    measures: Iterable[str] | None = None,
+    reward: Any = None,
+    tokenizer: Any = None,
+    batch_size: int = 16,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    device_map: DeviceMap = None,
+    trust_remote_code: bool = False,
+    seed: int = 0,
+    max_new_tokens: int = 24,
+    draws: int = 1,
+    allow_pickle: bool = False,
+    in_memory: str = "all",
+    progress: Progress | None = None,
+) -> dict[str, Comparison]:
     measures = None if measures is None else as_names(measures)
     names = check_measures(measures, with_reward=reward is not None)
     if not isinstance(prompts, Prompts):
@@ -216,19 +294,20 @@ def compare(
     if in_memory not in ("all", "one"):
         raise PromptError(f'in_memory is "all" or "one", not {in_memory!r}')
     trust: dict[str, Any] = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
-    models = load_lineup(
+    lineups = load_lineups(
         base,
         tuned,
         controls=_as_list(control),
-        replicates=_as_list(replicates),
+        replicates={name: _as_list(each) for name, each in replicates.items()},
         tokenizer=tokenizer,
         one_shape=any(name not in TEXT_MEASURES for name in names),
         one_in_memory=in_memory == "one",
         options={"dtype": dtype, "device": device, "device_map": device_map, **trust},
     )
-    _check_tokens(models, names)
+    for models in lineups.values():
+        _check_tokens(models, names)
     scorer = RewardModel.load(reward, device=device, device_map=device_map, **trust) if reward is not None else None
-    held = [models.base.model, *(other.model for other in models.others), *([scorer.model] if scorer else [])]
+    held = [policy.model for models in lineups.values() for policy in (models.base, *models.others)]
     run = Settings(
         names,
         batch_size,
@@ -236,11 +315,9 @@ def compare(
         max_new_tokens,
         scorer,
         draws,
-        own_tokens=models.mismatch is not None,
-        turns=InTurn.of(held) if in_memory == "one" else Together(),
+        turns=InTurn.of([*_once(held), *([scorer.model] if scorer else [])]) if in_memory == "one" else Together(),
         progress=progress or no_progress,
     )
-    datasets = run_measures(models.base, models.others, prompts, run)
     settings = {
         "measures": list(names),
         "batch_size": batch_size,
@@ -251,15 +328,38 @@ def compare(
         "prompts": len(prompts),
     }
     common = {"seed": seed, "settings": settings, "reward": dict(scorer.description) if scorer else None}
-    labelled = [
-        data.assign_attrs(
-            _attributes(models, other, **common),
-            remarks="\n".join(
-                filter(None, [str(data.attrs.get("remarks", "")), *remarks(models.base, other, _read_texts(data))])
-            ),
-        )
-        for data, other in zip(datasets, models.others, strict=True)
-    ]
+    found: dict[str, Comparison] = {}
+    for group in _with_one_base(lineups).values():
+        others = _once([other for models in group.values() for other in models.others])
+        mismatch = next(iter(group.values())).mismatch
+        own = replace(run, own_tokens=mismatch is not None)
+        measured = run_measures(next(iter(group.values())).base, others, prompts, own)
+        by_model = {id(other): data for other, data in zip(others, measured, strict=True)}
+        found |= {name: _comparison(models, by_model, common) for name, models in group.items()}
+    return {name: found[name] for name in lineups}
+
+
+def _once(items: Iterable[Any]) -> list[Any]:
+    """Every object once, in the order in which they first came."""
+    return list({id(item): item for item in items}.values())
+
+
+def _with_one_base(lineups: Mapping[str, Lineup]) -> dict[Any, dict[str, Lineup]]:
+    """Lineups that can share what is computed of base: where tokens differ, each is by itself."""
+    groups: dict[Any, dict[str, Lineup]] = {}
+    for name, models in lineups.items():
+        key = id(models.base) if models.mismatch is None else name
+        groups.setdefault(key, {})[name] = models
+    return groups
+
+
+def _comparison(models: Lineup, measured: Mapping[int, xr.Dataset], common: Mapping[str, Any]) -> Comparison:
+    """One pair's datasets with what must be known of them."""
+    labelled = []
+    for other in models.others:
+        data = measured[id(other)]
+        said = [str(data.attrs.get("remarks", "")), *remarks(models.base, other, _read_texts(data))]
+        labelled.append(data.assign_attrs(_attributes(models, other, **common), remarks="\n".join(filter(None, said))))
     count = 1 + len(models.controls)
     return Comparison(labelled[0], tuple(labelled[1:count]), tuple(labelled[count:]))
 

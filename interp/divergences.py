@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -65,7 +67,11 @@ def js_divergence(p: Float[Tensor, "*batch outcome"], q: Float[Tensor, "*batch o
 
 
 def divergences(
-    tuned: Float[Tensor, "*batch vocab"], base: Float[Tensor, "*batch vocab"], where: Bool[Tensor, "*batch"]
+    tuned: Float[Tensor, "*batch vocab"],
+    base: Float[Tensor, "*batch vocab"],
+    where: Bool[Tensor, "*batch"],
+    *,
+    kept: dict[Any, Any] | None = None,
 ) -> Float[Tensor, "kind row"]:
     """What `KINDS` names, in nats, of those rows of logits that are wanted, a few rows at a time.
 
@@ -75,6 +81,8 @@ def divergences(
         tuned: logits of the tuned model.
         base: logits of the base model on the same tokens.
         where: True at the rows wanted.
+        kept: what base's rows gave in an earlier call with the same `base` and `where` (and device), which is taken
+            from here and put here.
 
     Returns:
         A row for each True, in their order, on the CPU.
@@ -84,11 +92,17 @@ def divergences(
     for index in where.flatten().cpu().nonzero()[:, 0].split(max(1, _BLOCK // tuned.shape[-1])):
         first, last = int(index[0]), int(index[-1])
         rows = slice(first, last + 1) if last - first < len(index) else index  # a slice of rows needs no copy
-        log_p, log_q = log_probs(t_rows[rows]), log_probs(b_rows[rows].to(tuned.device))
-        p, q = log_p.exp(), log_q.exp()
+        log_p = log_probs(t_rows[rows])
+        p, known = log_p.exp(), None if kept is None else kept.get(("divergences", first))
+        if known is None:
+            log_q = log_probs(b_rows[rows].to(tuned.device))
+            known = log_q, (q := log_q.exp()), _mean_under(q, log_q).neg()
+            if kept is not None:
+                kept["divergences", first] = known
+        log_q, q, of_base = known
         kl = _mean_under(p, log_p - log_q)
         js = js_divergence(p, q)
-        entropies = (_mean_under(q, log_q).neg(), _mean_under(p, log_p).neg())
+        entropies = (of_base, _mean_under(p, log_p).neg())
         blocks.append(torch.stack([kl, js, *entropies]).clamp_min(0).cpu())
     return torch.cat(blocks, dim=1)
 

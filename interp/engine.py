@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -136,11 +137,12 @@ def run_measures(base: Policy, others: Sequence[Policy], prompts: Prompts, setti
         del pair  # or this batch's activations would stay until the next one's are there too
         give_back_free_memory()
     texts = _texts(base, prompts, tokens)
-    results = []
+    results: list[xr.Dataset] = []
+    of_base: dict[Any, Any] | None = {} if len(others) > 1 and not settings.own_tokens else None
     for index, other in enumerate(others):
         data = _finish(texts, collectors[index], chosen)
         theirs = _own_tokens(prompts, other) if settings.own_tokens else tokens
-        results.append(_add_untraced(data, base, other, (tokens, theirs), settings, kept.get(index)))
+        results.append(_add_untraced(data, base, other, (tokens, theirs), settings, kept.get(index), of_base))
     return results
 
 
@@ -160,6 +162,7 @@ def _add_untraced(
     both: tuple[TokenizedPrompts, TokenizedPrompts],
     settings: Settings,
     kept: Pair | None,
+    of_base: dict[Any, Any] | None,
 ) -> xr.Dataset:
     """Add what no batch of traces gives: weights, attention to look at, whole answers, sampled responses."""
     turns, (tokens, theirs) = settings.turns, both
@@ -189,6 +192,7 @@ def _add_untraced(
             batch_size=settings.batch_size,
             seed=settings.seed,
             turns=turns,
+            kept=of_base,
         )
         settings.progress("completions", 1, 1)
         # Given and sampled responses share their variables and differ in `source`.

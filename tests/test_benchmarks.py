@@ -55,3 +55,11 @@ def test_patching_runs_at_tiny_sizes(tmp_path: Path) -> None:
     exact, attributed, error = json.loads((tmp_path / "rows.json").read_text())
     assert (exact["limit"], attributed["limit"]) == ("3", "40") and min(exact["value"], attributed["value"]) > 0
     assert error["value"] < 1e-5
+
+
+@pytest.mark.slow
+def test_sweep_runs_at_tiny_sizes(tmp_path: Path) -> None:
+    done = run("sweep.py", "--quick", "--json", str(tmp_path / "rows.json"))
+    assert done.returncode == 0, done.stderr[-2000:]
+    default, more = json.loads((tmp_path / "rows.json").read_text())
+    assert default["limit"] == "0.6" and min(default["value"], more["value"]) > 0

@@ -143,6 +143,10 @@ def compare(
     Raises:
         MeasureError: the models differ in shape, or there are fewer than 4 groups of prompts.
     """
+    if not isinstance(pairs, Prompts) or pairs.corrupted is None:
+        raise MeasureError("circuits need clean and corrupted prompts: Prompts(texts, corrupted=[...], answers=...)")
+    if len(set(pairs.groups or ())) < 4:
+        raise MeasureError("circuits are compared on at least 4 groups of prompts; give more prompts")
     controls = [] if control is None else list(control) if isinstance(control, (list, tuple)) else [control]
     options = {"controls": controls, "replicates": list(replicates), "tokenizer": tokenizer, "options": load}
     lineup = load_lineup(base, tuned, **options)

@@ -24,6 +24,7 @@ from interp.models import Policy
 from interp.models.running import run
 from interp.patching import open_runs, patch_runs
 from interp.patching.activation import Runs
+from interp.patching.checks import check_whole
 from interp.patching.metrics import Metric
 from interp.prompts import Batch, Prompts, make_batch
 
@@ -115,6 +116,8 @@ def head_changes(
         MeasureError: a model is an encoder-decoder, computes its pattern where none can see q and k, or has no such
             head.
     """
+    check_whole(count=count, batch_size=batch_size)
+    check_whole(0, seed=seed)
     runs = open_runs(base, tuned, prompts, **options)
     parts = runs.recipient.parts
     if parts.family.encoder is not None:

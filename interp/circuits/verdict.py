@@ -19,6 +19,8 @@ def carried(data: xr.Dataset, circuit: str, model: str, size: int) -> float:
 def verdict(data: xr.Dataset) -> str:
     """The sentence, from the arrays of `compare`.
 
+    - "the behaviour is new", or "gone": what corrupting changes cannot be told from nothing in one model, and differs
+      from the other model's with the interval off 0 and by more than in any null run; "no verdict" where it does not.
     - "no circuit found": a model's own circuit carries no more of it than random circuits of as many edges do.
     - "new in part": of tuned's behaviour tuned's own circuit carries more than base's does, by more than 10 % with the
       whole interval above 0, and more than any null run's circuit beyond base's.
@@ -47,6 +49,13 @@ def verdict(data: xr.Dataset) -> str:
 
 
 def _refused(data: xr.Dataset, models: list[str]) -> str:
+    change, low, high = (float(v) for v in data["effect_change"].values)
+    null = np.abs(data["run_effect_change"].values[: int(data.attrs["controls"])]).max(initial=0.0)
+    if len(models) == 1 and not (np.isfinite(low) and not low <= 0 <= high and abs(change) > null):
+        return (
+            f"no verdict: what corrupting the prompts changes cannot be told from nothing in {models[0]}"
+            f" ({data.attrs[f'reason_{models[0]}']}), nor from what it changes in the other model; give more prompts"
+        )
     if models == ["base"]:
         return (
             "the behaviour is new: corrupting the prompts changes nothing measurable in base"

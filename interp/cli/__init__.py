@@ -17,6 +17,7 @@ from interp.cli.play import play
 from interp.cli.report import report
 from interp.cli.reward import reward
 from interp.cli.score import score
+from interp.cli.sweep import sweep
 from interp.cli.train import train
 from interp.cli.train_reward import train_reward
 from interp.errors import InterpError
@@ -29,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (compare, report, demo, train, train_reward, play, score, reward):
+for command in (compare, report, demo, train, train_reward, play, score, reward, sweep):
     app.command()(command)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import xarray as xr
@@ -94,7 +95,8 @@ def pattern_changes(
         patterns = _patterns(base, tuned, site)
         js = js_divergence(*patterns)
         means.append(mean_over(inside, js))
-        entropies.append(stack_models(*(mean_over(inside, entropy(pattern)) for pattern in patterns)))
+        of_base = base.once(("pattern entropy", site), partial(_mean_entropy, inside, patterns[0]))
+        entropies.append(stack_models(of_base, _mean_entropy(inside, patterns[1])))
         if site.stack != "encoder":
             lasts.append(base.batch.at_last_prompt(js.transpose(1, 2)).cpu())
     layer = "encoder_layer" if prefix == PREFIXES["encoder"] else "layer"
@@ -111,6 +113,10 @@ def pattern_changes(
             dims, torch.stack(lasts, 1), f"JS of {what} at the last query", "nats"
         )
     return found
+
+
+def _mean_entropy(inside: Bool[Tensor, "batch query"], pattern: Tensor) -> Tensor:
+    return mean_over(inside, entropy(pattern))
 
 
 def attention_to(

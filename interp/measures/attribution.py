@@ -8,6 +8,7 @@ unembedding. Where a soft cap follows (Gemma-2), the sum is that of the logits b
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import xarray as xr
@@ -146,8 +147,10 @@ def attribution(base: Trace, tuned: Trace) -> xr.Dataset:
     much its sum misses them.
     """
     targets = target_ids(base, tuned).cpu()
-    ways = [read_directions(trace, targets) for trace in (base, tuned)]
-    (bb, bt), (tb, tt) = ([part(writer, way) for way in ways] for writer in (base, tuned))
+    asked = targets.numpy().tobytes()
+    ways = [trace.once(("directions", asked), partial(read_directions, trace, targets)) for trace in (base, tuned)]
+    bb = base.once(("attribution", asked), partial(part, base, ways[0]))
+    bt, tb, tt = part(base, ways[1]), part(tuned, ways[0]), part(tuned, ways[1])
     constants = [way.constant.cpu() for way in ways]
     components = [torch.cat([own.terms, c[:, None]], dim=1) for own, c in zip((bb, tt), constants, strict=True)]
     exact = [linear_difference(trace, targets) for trace in (base, tuned)]

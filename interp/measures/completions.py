@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,6 +37,7 @@ def completions(
     batch_size: int = 16,
     seed: int = 0,
     turns: Turns | None = None,
+    kept: dict[Any, Any] | None = None,
 ) -> xr.Dataset:
     """Sample responses to each prompt from each model, with the same random numbers, at temperature 1.
 
@@ -55,17 +57,29 @@ def completions(
         batch_size: prompts a forward pass.
         seed: seed of the samples.
         turns: which model is in memory when; None: both all the time.
+        kept: what base said in an earlier call with the same arguments but `tuned`, which is taken from here and put
+            here.
     """
     count, turns = len(prompt_ids), turns or Together()
     max_new_tokens = min([max_new_tokens, *(p.context_length for p in (base, tuned) if p.context_length is not None)])
     own = [_repeated(draws, *ids) for ids in ((prompt_ids, encoder_ids), tuned_ids or (prompt_ids, encoder_ids))]
     texts, scores, values = [], [], []
     for policy, prompts in zip((base, tuned), own, strict=True):
-        turns.only(policy)
-        texts.append(_decoded(policy, responses := _responses(policy, prompts, max_new_tokens, batch_size, seed)))
-        if reward is not None:
-            turns.only(None)
-            scores.append(reward.score(_decoded(policy, prompts.followed_by(responses))))
+        known = None if kept is None or policy is not base else kept.get(max_new_tokens)
+        if known is None:
+            turns.only(policy)
+            responses = _responses(policy, prompts, max_new_tokens, batch_size, seed)
+            score = None
+            if reward is not None:
+                turns.only(None)
+                score = reward.score(_decoded(policy, prompts.followed_by(responses)))
+            known = responses, _decoded(policy, responses), score
+            if kept is not None and policy is base:
+                kept[max_new_tokens] = known
+        responses, said, score = known
+        texts.append(said)
+        if score is not None:
+            scores.append(score)
         if tuned_ids is None:
             along = _divergences_along((base, tuned), prompts, responses, max_new_tokens, batch_size, turns)
             values.append(along.unflatten(1, (draws, count)).transpose(1, 2))

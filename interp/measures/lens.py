@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 import xarray as xr
@@ -81,7 +83,7 @@ def _by_site(base: Trace, tuned: Trace, readers: tuple[Trace, Trace]) -> dict[st
     """The lenses at the last token by `readers`' heads; the last dim of every tensor is the site."""
     targets, sites = target_ids(base, tuned).cpu(), lens_sites(base.policy)
     residuals = [torch.cat([trace.batch.at_last_prompt(trace[site]) for site in sites]) for trace in (base, tuned)]
-    rows = _compare_rows(readers, residuals, targets.repeat(len(sites), 1))
+    rows = _compare_rows(readers, residuals, targets.repeat(len(sites), 1), key="lens")
     return {name: values.unflatten(0, (len(sites), -1)).movedim(0, -1) for name, values in rows.items()}
 
 
@@ -121,6 +123,8 @@ def _compare_rows(
     readers: tuple[Trace, Trace],
     residuals: Sequence[Float[Tensor, "row d_model"]],
     targets: Int[Tensor, "row 2"] | None = None,
+    *,
+    key: str | None = None,
 ) -> dict[str, Tensor]:
     """The lenses of rows of residuals, a few rows at a time: `kl` and `top`, and with targets `diff` and `prob` too.
 
@@ -128,39 +132,50 @@ def _compare_rows(
         readers: by whose heads base's and tuned's residuals are read.
         residuals: of base and of tuned.
         targets: ids of the answer and of the alternative, by row.
+        key: under which base's trace keeps base's lenses; None keeps none.
 
     Returns:
         Tensors whose first dim is the row; after it comes the model, where there are two.
     """
     vocab = readers[0].logits.shape[-1]
-    matrix_rows, cached_rows = (max(1, size // vocab) for size in (_MATRIX, _CACHED))
+    step, base = max(1, _MATRIX // vocab), readers[0]
     blocks: list[dict[str, Tensor]] = []
-    for start in range(0, len(residuals[0]), matrix_rows):
-        rows = slice(start, start + matrix_rows)
-        read_as = zip(readers, residuals, strict=True)
-        logits = [read(reader.policy, residual[rows], vocab).cpu() for reader, residual in read_as]
-        wanted = None if targets is None else targets[rows]
-        for inner in range(0, len(logits[0]), cached_rows):
-            part = slice(inner, inner + cached_rows)
-            blocks.append(
-                _compare_logits([each[part] for each in logits], wanted[part] if wanted is not None else None)
-            )
+    for start in range(0, len(residuals[0]), step):
+        rows = slice(start, start + step)
+        sides = [_lenses(*side) for side in zip(readers, (residual[rows] for residual in residuals), strict=True)]
+        if key is not None and base.kept is not None:
+            sides[0] = iter(base.once((key, start), partial(list, sides[0])))
+        first = start
+        for both in zip(*sides, strict=True):
+            part = slice(first, first := first + len(both[0].log_p))
+            blocks.append(_compare_lenses(both, None if targets is None else targets[part]))
     return {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
 
 
-def _compare_logits(
-    logits: Sequence[Float[Tensor, "row vocab"]], targets: Int[Tensor, "row 2"] | None
-) -> dict[str, Tensor]:
-    """What `_compare_rows` says of the logits of base's and of tuned's residuals."""
-    log_p = [log_probs(each) for each in logits]
-    found = {
-        "kl": kl_of_log_probs(log_p[1], log_p[0]),
+@dataclass(frozen=True)
+class _Lens:
+    """One model's lens on some rows."""
+
+    logits: Float[Tensor, "row vocab"]
+    log_p: Float[Tensor, "row vocab"]
+    top: Int[Tensor, " row"]
+
+
+def _lenses(reader: Trace, residual: Float[Tensor, "row d_model"]) -> Iterator[_Lens]:
+    """The lens of some rows, a few at a time that stay in the processor's cache, out of one product."""
+    vocab = reader.logits.shape[-1]
+    for logits in read(reader.policy, residual, vocab).cpu().split(max(1, _CACHED // vocab)):
         # NumPy's argmax is six times as fast as torch's, which would be a tenth of the lens.
-        "top": torch.stack([torch.from_numpy(each.numpy().argmax(-1)) for each in logits], dim=1),
-    }
+        yield _Lens(logits, log_probs(logits), torch.from_numpy(logits.numpy().argmax(-1)))
+
+
+def _compare_lenses(both: Sequence[_Lens], targets: Int[Tensor, "row 2"] | None) -> dict[str, Tensor]:
+    """What `_compare_rows` says of the lenses of base's and of tuned's residuals."""
+    base, tuned = both
+    found = {"kl": kl_of_log_probs(tuned.log_p, base.log_p), "top": torch.stack([base.top, tuned.top], dim=1)}
     if targets is not None:
         found |= {
-            "diff": stack_models(*(logit_difference(each, targets) for each in logits)),
-            "prob": stack_models(*(each.gather(1, targets).double().exp() for each in log_p)),
+            "diff": stack_models(*(logit_difference(each.logits, targets) for each in both)),
+            "prob": stack_models(*(each.log_p.gather(1, targets).double().exp() for each in both)),
         }
     return found

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 import xarray as xr
 from jaxtyping import Float, Int
@@ -42,9 +45,9 @@ def next_token(base: Trace, tuned: Trace) -> xr.Dataset:
     direction, the rest is an empty token with change 0.
     """
     count = min(TOP, base.logits.shape[-1])
-    log_p = [trace.last_logits.cpu().double().log_softmax(-1) for trace in (base, tuned)]
-    tops = [values.topk(count, dim=-1) for values in log_p]
-    change, moved = movers(log_p[0].exp(), log_p[1].exp(), count)
+    both = [trace.once("next token", partial(_next_token, trace, count)) for trace in (base, tuned)]
+    tops, probs, entropies = zip(*both, strict=True)
+    change, moved = movers(probs[0], probs[1], count)
     texts = TokenTexts(base.policy.tokenizer)
     mover_texts = texts.of(moved)
     mover_texts[change.numpy() == 0] = ""
@@ -59,9 +62,7 @@ def next_token(base: Trace, tuned: Trace) -> xr.Dataset:
                 "probability of the next token",
                 "probability",
             ),
-            "entropy": variable(
-                "prompt model", stack_models(*map(entropy_of_log_probs, log_p)), "entropy of the next token", "nats"
-            ),
+            "entropy": variable("prompt model", stack_models(*entropies), "entropy of the next token", "nats"),
             "mover_token": variable("prompt direction rank", mover_texts, "tokens whose probability moved most"),
             "mover_change": variable(
                 "prompt direction rank", change, "change of the token's probability, tuned minus base", "probability"
@@ -70,6 +71,12 @@ def next_token(base: Trace, tuned: Trace) -> xr.Dataset:
         rank=range(count),
         direction=list(DIRECTIONS),
     )
+
+
+def _next_token(trace: Trace, count: int) -> tuple[Any, Tensor, Tensor]:
+    """The likeliest next tokens, the probabilities of all, and their entropy."""
+    log_p = trace.last_logits.cpu().double().log_softmax(-1)
+    return log_p.topk(count, dim=-1), log_p.exp(), entropy_of_log_probs(log_p)
 
 
 def movers(
@@ -127,7 +134,7 @@ def kl(base: Trace, tuned: Trace) -> xr.Dataset:
     batch = base.batch
     real = batch.attention_mask.cpu()
     values = torch.full((len(KINDS), *real.shape), torch.nan, dtype=torch.float64)
-    values[:, real] = divergences(tuned.logits, base.logits, real)
+    values[:, real] = divergences(tuned.logits, base.logits, real, kept=base.kept)
     values = batch.to("cpu").aligned(values.permute(1, 2, 0)).permute(2, 0, 1)
     lengths = batch.prompt_lengths.cpu()[:, None]
     positions = torch.arange(values.shape[2])

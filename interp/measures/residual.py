@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import xarray as xr
 from jaxtyping import Float
@@ -46,7 +48,7 @@ def residual(base: Trace, tuned: Trace) -> xr.Dataset:
     cosines: dict[str, list[Tensor]] = {"mean": [], "last": []}
     for site in sites:
         b, t = base[site], tuned[site].to(base[site].device)
-        bb, tt = products(b, b), products(t, t)
+        bb, tt = base.once(("squares", site), partial(products, b, b)), products(t, t)
         turned = cosine(products(b, t), bb, tt)
         for kind, reduce in (("mean", lambda v: mean_over(inside, v)), ("last", batch.at_last_prompt)):
             norms[kind].append(stack_models(reduce(bb.sqrt()), reduce(tt.sqrt())))

@@ -14,7 +14,8 @@ from interp.errors import MeasureError, PromptError
 from interp.loading import Source
 from interp.models import Policy
 from interp.models.lineup import load_lineup
-from interp.patching.metrics import Metric, check_metric, reading
+from interp.patching.checks import check_finite, check_whole
+from interp.patching.metrics import Metric, check_metric, name_of, reading
 from interp.patching.recording import at_columns, record
 from interp.patching.replay import verify
 from interp.patching.result import Patching, build
@@ -67,7 +68,8 @@ def open_runs(
         PromptError: the prompts do not fit, or `recipient_reads` needs corrupted prompts and there are none.
     """
     prompts = prompts if isinstance(prompts, Prompts) else Prompts(prompts)
-    models = load_lineup(recipient, source, options=options)
+    tokenizer = options.pop("tokenizer", None)
+    models = load_lineup(recipient, source, tokenizer=tokenizer, options=options)
     return runs_of(models.base, models.tuned, prompts, recipient_reads=recipient_reads)
 
 
@@ -141,7 +143,8 @@ def activation_patching(
         short_cut: False runs the whole model for each pass; the result is the same up to rounding.
         seed: seed of random sets and of the resampling.
         progress: called with patches done and patches in all.
-        options: of `Policy.load`: dtype, device, device_map, trust_remote_code.
+        options: tokenizer (for loaded modules, which have none), and dtype, device, device_map, trust_remote_code, as
+            in `interp.compare`.
 
     Raises:
         LoadError: a model cannot be loaded.
@@ -238,6 +241,8 @@ def patch_runs(
     progress: Progress | None = None,
 ) -> Patching:
     """`activation_patching` of loaded models (or `ablation`, with `by`)."""
+    check_whole(batch_size=batch_size, tokens=tokens)
+    check_whole(0, random_sets=random_sets, seed=seed)
     prompts, parts = runs.prompts, runs.recipient.parts
     chosen = check_metric(metric, answers=prompts.answers is not None, continuations=prompts.continuations is not None)
     width = max(map(len, runs.reads.encoder_ids or runs.reads.prompt_ids))
@@ -253,6 +258,7 @@ def patch_runs(
         if progress is not None:
             progress(min(first + batch_size, len(prompts)) * len(everything), len(prompts) * len(everything))
     patched, recipient, source, readout = (np.concatenate(each) for each in zip(*blocks, strict=True))
+    check_finite(name_of(chosen), recipient=recipient, source=source, patched=patched)
     return build(
         runs, wanted, patched, recipient, None if by is not None else source, readout, owners,
         metric=chosen, positions=positions, by=by, seed=seed,

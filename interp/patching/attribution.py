@@ -10,7 +10,6 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from interp.errors import MeasureError
 from interp.families import Parts
 from interp.hooks import Edit, Site, patch
 from interp.loading import Source
@@ -18,7 +17,8 @@ from interp.measures.arrays import as_variable
 from interp.models import Policy
 from interp.models.running import as_found, forward_inputs
 from interp.patching.activation import Runs, open_runs, patch_runs
-from interp.patching.metrics import Metric, Reading, check_metric, reading
+from interp.patching.checks import check_finite, check_whole
+from interp.patching.metrics import Metric, Reading, check_metric, name_of, reading
 from interp.patching.recording import at_columns, record
 from interp.patching.result import Patching, build
 from interp.patching.sweep import read
@@ -91,14 +91,15 @@ def attribution_map(
     """The estimate alone (see `attribution_patching`), of loaded models."""
     prompts, parts = runs.prompts, runs.recipient.parts
     chosen = check_metric(metric, answers=prompts.answers is not None, continuations=prompts.continuations is not None)
-    if type(steps) is not int or steps < 0:
-        raise MeasureError(f"steps is a whole number from 0 on, not {steps!r}")
+    check_whole(batch_size=batch_size)
+    check_whole(0, steps=steps, seed=seed)
     width = max(map(len, runs.reads.encoder_ids or runs.reads.prompt_ids))
     wanted = interventions(parts, sites, positions, width)
     blocks = []
     for number, (batch, other) in enumerate(runs.batches(batch_size)):
         blocks.append(_one_batch(runs, batch, other, wanted, chosen, number * batch_size, steps))
     estimate, recipient, source, readout = (np.concatenate(each) for each in zip(*blocks, strict=True))
+    check_finite(name_of(chosen), recipient=recipient, source=source, estimated=estimate)
     found = build(
         runs, wanted, recipient[:, None] + estimate, recipient, source, readout, [()] * len(wanted),
         metric=chosen, positions=positions, by=None, seed=seed,

@@ -85,7 +85,8 @@ class Patching:
         data = self.dataset
         groups, seed = data["group"].values, int(data.attrs["seed"])
         effect = data["effect"].values
-        order = np.argsort(-np.abs(np.nan_to_num(effect.mean(0))), kind="stable")
+        sizes = np.nansum(effect, axis=0) / np.maximum(data["prompts"].values, 1)
+        order = np.argsort(-np.abs(sizes), kind="stable")
         bounds = [bootstrap_mean(effect[:, index], groups, seed=seed) for index in order]
         frame = pd.DataFrame(
             {
@@ -98,6 +99,8 @@ class Patching:
         for name in ("recovery", "recovery_low", "recovery_high", "p"):
             if name in data:
                 frame[name] = data[name].values[order]
+        if len(set(data["prompts"].values.tolist())) > 1:
+            frame["prompts"] = data["prompts"].values[order]
         if "random_recovery" in data:
             frame["random_low"] = np.nan_to_num(data["random_recovery"].min("draw").values, nan=np.nan)[order]
             frame["random_high"] = data["random_recovery"].max("draw").values[order]
@@ -135,17 +138,21 @@ def build(
     """
     groups = np.unique(np.array(runs.prompts.groups, dtype=object), return_inverse=True)[1]
     units = UNITS.get(name_of(metric), "")
-    count, effects = len(wanted), patched - recipient[:, None]
+    count, there = len(wanted), _there(runs, wanted, owners)
+    effects = np.where(there, patched - recipient[:, None], np.nan)
     variables: dict[str, xr.Variable] = {
         "effect": as_variable(("prompt", "site"), effects[:, :count], _attrs("patched minus recipient", units)),
         "recipient": as_variable(("prompt",), recipient, _attrs("metric of the recipient", units)),
         "p": as_variable(
-            ("site",), max_t(effects[:, :count], groups, seed=seed), _attrs("p by sign flips, max-T over all sites")
+            ("site",),
+            max_t(np.nan_to_num(effects[:, :count]), groups, seed=seed),
+            _attrs("p by sign flips, max-T over all sites"),
         ),
+        "prompts": as_variable(("site",), there[:, :count].sum(0), _attrs("prompts that have the tokens")),
     }
     if source is not None:
         gaps = source - recipient
-        ratio = ratio_of_sums(effects, gaps, groups, seed=seed)
+        ratio = _ratios(effects, gaps, groups, there, seed)
         names = ("recovery", "recovery_low", "recovery_high")
         said = ("sum of effects / sum of (source - recipient)", "its 95 % interval's lower", "and upper bound")
         for name, values, text in zip(names, ratio, said, strict=True):
@@ -169,6 +176,36 @@ def build(
         "source": json.dumps(dict(runs.source.description) if by is None else None),
     }
     return Patching(xr.Dataset(variables, coords=coords, attrs=attrs))
+
+
+def _there(runs: Any, wanted: Sequence[Intervention], owners: Sequence[tuple[int, ...]]) -> np.ndarray:
+    """Which prompts have the tokens that an intervention is at, [prompt, site], those of its random sets after all."""
+    short = np.array([len(ids) for ids in runs.reads.prompt_ids])
+    long = short if runs.reads.encoder_ids is None else np.array([len(ids) for ids in runs.reads.encoder_ids])
+    columns = []
+    for each in wanted:
+        lengths = long if any(target.site.stack is not None for target in each.targets) else short
+        listed = (each.position,) if isinstance(each.position, int) else each.position
+        if isinstance(listed, str):
+            columns.append(np.ones(len(short), dtype=bool))
+        else:
+            columns.append(np.any([(number < lengths) & (-number <= lengths) for number in listed], axis=0))
+    table = np.stack(columns, axis=1)
+    beside = [np.repeat(table[:, [index]], len(own), axis=1) for index, own in enumerate(owners)]
+    return np.concatenate([table, *beside], axis=1)
+
+
+def _ratios(
+    effects: np.ndarray, gaps: np.ndarray, groups: np.ndarray, there: np.ndarray, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`ratio_of_sums` of each site over the prompts that have its tokens."""
+    found = np.full((3, effects.shape[1]), np.nan)
+    patterns, which = np.unique(there, axis=1, return_inverse=True)
+    for index, rows in enumerate(patterns.T):
+        sites = np.flatnonzero(which.ravel() == index)
+        if rows.any():
+            found[:, sites] = ratio_of_sums(effects[rows][:, sites], gaps[rows], groups[rows], seed=seed)
+    return found[0], found[1], found[2]
 
 
 def _attrs(text: str, units: str = "") -> dict[str, str]:
@@ -208,15 +245,31 @@ def _headline(data: xr.Dataset) -> str:
     own = f"{metric} of the recipient {float(data['recipient'].mean()):.4g}"
     theirs = f", of the source {float(data['source'].mean()):.4g}" if "source" in data else ""
     unit = f" {units}" if units else ""
-    return f"{own}{theirs}{unit}, mean of {data.sizes['prompt']} prompts; {data.sizes['site']} patches"
+    about = f"{own}{theirs}{unit}, mean of {_counted(data.sizes['prompt'], 'prompt')}"
+    made = "estimates" if "method" in data.attrs else "patches"
+    return f"{about}; {_counted(data.sizes['site'], made.removesuffix('s').replace('patche', 'patch'), made)}"
+
+
+def _counted(count: int, one: str, many: str | None = None) -> str:
+    return f"{count} {one if count == 1 else many or one + 's'}"
 
 
 def _notes(data: xr.Dataset) -> list[str]:
     notes = []
+    if "method" in data.attrs:
+        notes.append(f"{data.attrs['method']}: an estimate, {_checked(data)}")
     if "recovery" in data and np.isnan(data["recovery"].values).all():
         notes.append("no recovery: source and recipient do not differ beyond chance on these prompts")
-    if "readout_recovery" in data:
+    elif "readout_recovery" in data:
         notes.append(f"readout (final norm and unembedding alone): recovery {float(data['readout_recovery']):.3g}")
     if np.isnan(data["p"].values).all():
         notes.append("no intervals and no p: fewer than 8 groups of prompts")
     return notes
+
+
+def _checked(data: xr.Dataset) -> str:
+    count = int(data.attrs.get("rank_sample", 0))
+    if not count:
+        return "which no exact patch was compared with"
+    rank = float(data.attrs["rank_correlation"])
+    return f"whose rank correlation with {_counted(count, 'exact patch', 'exact patches')} is {rank:.2f}"

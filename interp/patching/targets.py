@@ -227,6 +227,8 @@ def random_like(
 ) -> tuple[list[Intervention], list[tuple[int, ...]]]:
     """For each set of several sites, random sets of the same make-up: as many of each kind, elsewhere in the model.
 
+    None is the set itself, and none comes twice; where the model has fewer others, there are fewer.
+
     Returns:
         (the sets, for each intervention the numbers of its own among them; none for one of a single site).
     """
@@ -235,11 +237,21 @@ def random_like(
     owners: list[tuple[int, ...]] = []
     for each in wanted:
         own: list[int] = []
-        for _ in range(draws if each.size > 1 else 0):
+        seen = {each.targets}
+        for _ in range(_TRIES * draws if each.size > 1 else 0):
+            targets = _random_targets(parts, each, rng)
+            if targets in seen:
+                continue
+            seen.add(targets)
             own.append(len(found))
-            found.append(Intervention(_random_targets(parts, each, rng), each.position))
+            found.append(Intervention(targets, each.position))
+            if len(own) == draws:
+                break
         owners.append(tuple(own))
     return found, owners
+
+
+_TRIES = 20  # draws for each set that is wanted, before fewer are taken to be all there are
 
 
 def _random_targets(parts: Parts, like: Intervention, rng: np.random.Generator) -> tuple[Target, ...]:

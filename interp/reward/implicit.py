@@ -13,6 +13,7 @@ import xarray as xr
 from interp.errors import MeasureError
 from interp.measures.arrays import MODELS, TokenTexts, dataset, strings, variable
 from interp.models import Policy, Source
+from interp.patching.checks import check_whole
 from interp.prompts import Prompts, TokenizedPrompts, check_same_vocabulary
 from interp.reward.optimised import Optimised
 from interp.reward.responses import (
@@ -138,6 +139,8 @@ def implicit_reward(
         raise MeasureError(f"permutations must be at least 1, not {permutations}; 999 give p down to 0.001")
     first, second = Policy.load(base), Policy.load(tuned)
     check_same_vocabulary(first.tokenizer, second.tokenizer)
+    check_whole(batch_size=batch_size, max_new_tokens=max_new_tokens, permutations=permutations)
+    check_whole(0, seed=seed)
     prompts = prompts if isinstance(prompts, Prompts) else Prompts(prompts)
     tokens, groups = read_prompts([first, second], prompts), np.asarray(prompts.groups, dtype=object)
     shape = (samples // 2, len(tokens))

@@ -239,7 +239,9 @@ def _settle(rule: Rule, state: _State, limits: np.ndarray) -> None:
         labels = np.flatnonzero(state.open[row])
         values = np.concatenate([each[:, :, labels] for each in state.found[row]])
         parts = np.tensordot(rule.weights, values, axes=1)
-        state.parts[row][:, labels] = parts
         state.points[row, labels] = len(rule.points)
-        state.error[row, labels] = np.abs(parts.sum(0) - change[row, labels])
+        error = np.abs(parts.sum(0) - change[row, labels])
+        better = error < state.error[row, labels]  # where the way has kinks, more points may be worse
+        state.parts[row][:, labels[better]] = parts[:, better]
+        state.error[row, labels[better]] = error[better]
     state.open &= ~(state.error <= limits)

@@ -360,3 +360,48 @@ def test_interventions_read_well():
     site = Target(Site("z", 10), (4, 9))
     assert str(Intervention((site,))) == "L10.z.H4+9"
     assert str(Intervention((site, Target(Site("mlp_out", 3))), -1)) == "L10.z.H4+9 & L3.mlp_out at -1"
+
+
+def test_random_sets_are_others_and_each_comes_once(pair):
+    layers = pair[0].parts.n_layers
+    whole = {("mlp_out", layer): None for layer in range(layers)}
+    found = activation_patching(*pair, Prompts(TEXTS), sites=[{("mlp_out", 0): None, ("mlp_out", 1): None}, whole])
+    pairs = layers * (layers - 1) // 2
+    beside = found.dataset["random_recovery"]
+    assert beside.sizes["draw"] == pairs - 1 and np.isnan(beside.values[1]).all()
+    assert len(np.unique(beside.values[0])) == pairs - 1
+
+
+def test_a_token_that_a_prompt_lacks_counts_for_nothing(pair):
+    texts = [*TEXTS, "a", "it"]
+    found = activation_patching(*pair, Prompts(texts), sites=Site("resid_pre", 1), positions="each", metric="kl")
+    lengths = np.array([len(ids) for ids in Prompts(texts).tokenize(pair[0].tokenizer).prompt_ids])
+    for position in range(lengths.max()):
+        effect = found["effect"].values[:, position]
+        assert (np.isnan(effect) == (lengths <= position)).all()
+        there = lengths > position
+        assert int(found["prompts"][position]) == there.sum()
+        if there.sum() >= 8:
+            share = effect[there].sum() / (found["source"] - found["recipient"]).values[there].sum()
+            assert float(found["recovery"][position]) == pytest.approx(share)
+    assert "prompts" in found.summary()
+
+
+def test_a_metric_that_is_not_finite_is_an_error(pair):
+    def nan_at_three(logits, rows):
+        return torch.where(rows == 3, torch.nan, logits[:, 0].double())
+
+    with pytest.raises(MeasureError, match="nan_at_three of the recipient run is not finite at prompt 3"):
+        activation_patching(*pair, Prompts(TEXTS), sites="mlp_out", metric=nan_at_three)
+
+
+@pytest.mark.parametrize(("name", "value"), [("batch_size", 0), ("tokens", 0), ("seed", -1), ("random_sets", -1)])
+def test_settings_out_of_range_are_refused(pair, name, value):
+    with pytest.raises(MeasureError, match=f"{name} is a whole number from"):
+        activation_patching(*pair, Prompts(TEXTS), sites="mlp_out", **{name: value})
+
+
+def test_loaded_modules_come_with_a_tokenizer(pair, tokenizer):
+    found = activation_patching(*(each.model for each in pair), TEXTS, sites="mlp_out", tokenizer=tokenizer)
+    same = activation_patching(*pair, TEXTS, sites="mlp_out")
+    np.testing.assert_allclose(found["effect"], same["effect"])

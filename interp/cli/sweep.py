@@ -1,0 +1,57 @@
+"""`interp sweep`: a pair for each emotion, all readings, and the tables across them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from interp.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def sweep(
+    file: Annotated[Path, typer.Argument(help="Sweep file, as recipes/emotions.toml.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the sweep; an earlier state goes on.")] = None,
+    engine: Annotated[str, typer.Option(help="local (processes of this machine) or ray.")] = "local",
+    jobs: Annotated[int, typer.Option(help="Processes.")] = 1,
+    override: Annotated[
+        list[str] | None, typer.Option("--set", help="Change one key, as prompt_limit=16; repeatable.")
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Resolve everything, compute nothing.")] = False,
+    status: Annotated[bool, typer.Option("--status", help="Show how far the sweep in --out is.")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Try failed cells again.")] = False,
+) -> None:
+    """Train and read a pair for each emotion of a sweep file, and lay them side by side."""
+    import analyses.sweep as run
+    from analyses.sweep.run import errors
+
+    config = run.SweepConfig.load(file, dict(_assignment(text) for text in override or []))
+    if out is None and not check:
+        raise ConfigError("--out is missing: name the sweep's folder (or pass --check)")
+    if check:
+        found = run.check(config, out or Path("sweep"))
+        width = max(map(len, found))
+        for name, value in found.items():
+            print(f"{name:{width}}  {value}")
+        print("\nthe sweep is sound; nothing was computed")
+        return
+    assert out is not None
+    table = run.status(config, out) if status else run.sweep(config, out, engine=engine, jobs=jobs, retry=retry)
+    _show(table, errors(config, out))
+
+
+def _show(table: pd.DataFrame, failed: dict[str, str]) -> None:
+    print(table.to_string())
+    for name, error in failed.items():
+        print(f"{name} failed: {error}")
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"--set takes key=value, as prompt_limit=16, not {text!r}")
+    return key.strip(), value.strip()

@@ -1,0 +1,101 @@
+"""compare_many: the numbers of separate comparisons, with base computed once."""
+
+import pytest
+import torch
+
+import interp
+from interp.errors import PromptError
+from interp.models import Policy, RewardModel
+from tests.conftest import save, tiny_gpt2, tiny_llama
+from tests.interp.test_compare import PROMPTS, TEXTS
+from tests.interp.test_models import classifier
+
+
+def prompts(**options):
+    return interp.Prompts(TEXTS, **{**PROMPTS, **options})
+
+
+def same(found, expected):
+    assert found.dataset.identical(expected.dataset)
+    for kind in ("controls", "replicates"):
+        ours, theirs = getattr(found, kind), getattr(expected, kind)
+        assert len(ours) == len(theirs) and all(a.identical(b) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("answered", [True, False], ids=["answers", "none"])
+def test_each_is_what_compare_gives(make_model, tokenizer, answered):
+    base, models = make_model(), {str(seed): make_model(seed) for seed in (1, 2)}
+    asked = prompts() if answered else interp.Prompts(TEXTS)
+    names = [name for name in interp.MEASURES if answered or name != "logit_diff"]
+    options = dict(tokenizer=tokenizer, measures=names, max_new_tokens=4, batch_size=4)
+    found = interp.compare_many(base, models, asked, **options)
+    assert list(found) == list(models)
+    for name, model in models.items():
+        same(found[name], interp.compare(base, model, asked, **options))
+
+
+def test_controls_replicates_and_a_reward(tokenizer):
+    base, models, control = tiny_gpt2(), {"a": tiny_gpt2(1), "b": tiny_gpt2(2)}, tiny_gpt2(5)
+    options = dict(tokenizer=tokenizer, measures=["kl", "completions"], max_new_tokens=3, control=control)
+    options["reward"] = RewardModel.load(classifier(), label="POS", tokenizer=tokenizer)
+    seeds = {"b": [tiny_gpt2(3)]}
+    found = interp.compare_many(base, models, prompts(), replicates=seeds, **options)
+    for name, model in models.items():
+        same(found[name], interp.compare(base, model, prompts(), replicates=seeds.get(name), **options))
+
+
+def test_from_folders_one_model_in_memory_and_different_vocabularies(tmp_path, tokenizer):
+    folders = {name: save(tiny_gpt2(seed), tmp_path / name, tokenizer) for seed, name in enumerate(("base", "a", "b"))}
+    base = folders.pop("base")
+    for options in (dict(in_memory="one"), dict(in_memory="all")):
+        found = interp.compare_many(base, folders, prompts(), measures=["kl", "lens"], **options)
+        for name, folder in folders.items():
+            same(found[name], interp.compare(base, folder, prompts(), measures=["kl", "lens"], **options))
+    wide = tiny_gpt2(4, vocab_size=len(tokenizer) + 8)
+    models = {"wide": wide, "a": tiny_gpt2(1)}
+    found = interp.compare_many(base, models, prompts(), tokenizer=tokenizer, measures=["kl"])
+    for name, model in models.items():
+        same(found[name], interp.compare(base, model, prompts(), tokenizer=tokenizer, measures=["kl"]))
+
+
+def test_base_is_traced_once_a_batch_and_sampled_from_once(tokenizer, monkeypatch):
+    base = tiny_llama()
+    traced, trace = [], Policy.trace
+
+    def counted(self, batch, sites=()):
+        traced.append(self.model is base)
+        return trace(self, batch, sites)
+
+    monkeypatch.setattr(Policy, "trace", counted)
+    models = {str(seed): tiny_llama(seed) for seed in (1, 2, 3)}
+    interp.compare_many(base, models, prompts(), tokenizer=tokenizer, measures=["kl", "lens"], batch_size=5)
+    assert traced.count(True) == 2 and traced.count(False) == 6
+    from interp.measures import completions
+
+    sampled, sample = [], completions.sample
+
+    def listed(model, *args, **options):
+        sampled.append(model is base)
+        return sample(model, *args, **options)
+
+    monkeypatch.setattr(completions, "sample", listed)
+    interp.compare_many(base, models, prompts(), tokenizer=tokenizer, measures=["completions"], max_new_tokens=2)
+    assert sampled.count(True) == 1 and len(sampled) == 4
+
+
+def test_bad_input(tokenizer):
+    with pytest.raises(PromptError, match="no tuned model came"):
+        interp.compare_many(tiny_gpt2(), {}, prompts())
+    with pytest.raises(PromptError, match="replicates name 'joy', which is no pair"):
+        interp.compare_many(tiny_gpt2(), {"fear": tiny_gpt2(1)}, prompts(), replicates={"joy": tiny_gpt2(2)})
+    with pytest.raises(TypeError, match="mesures"):
+        interp.compare_many(tiny_gpt2(), {"a": tiny_gpt2(1)}, prompts(), tokenizer=tokenizer, mesures=["kl"])
+
+
+def test_models_are_given_back_as_they_were(tokenizer):
+    base, models = tiny_gpt2().train(), {"a": tiny_gpt2(1), "b": tiny_gpt2(2)}
+    before = {name: value.clone() for name, value in base.state_dict().items()}
+    interp.compare_many(base, models, prompts(), tokenizer=tokenizer, max_new_tokens=2)
+    assert base.training and all(p.requires_grad for p in base.parameters())
+    assert not any(module._forward_hooks for module in base.modules())
+    assert all(torch.equal(value, before[name]) for name, value in base.state_dict().items())
