@@ -119,6 +119,9 @@ _UP = {"change": (1.0, 0.8, 1.2), "effects": (2.0, 3.0)}
 _NEW = {"excess": (0.4, 0.3), "faithfulness": [[0.92, 0.5], [0.8, 0.9]]}
 
 
+_NO_BASE, _NO_TUNED = [[np.nan, 0.5], [0.1, 0.9]], [[0.9, 0.5], [0.1, np.nan]]
+
+
 @pytest.mark.parametrize(
     ("changes", "begins"),
     [
@@ -133,8 +136,11 @@ _NEW = {"excess": (0.4, 0.3), "faithfulness": [[0.92, 0.5], [0.8, 0.9]]}
         ({"states": ["re-wired", "new"]}, "existing circuit, 2 components re-wired, new or gone"),
         ({"states": ["strengthened", "weakened"]}, "existing circuit, 2 components of another strength"),
         ({"random": 0.95}, "no circuit found: base's 120 edges carry 92 % of its behaviour, random ones up to 95 %"),
-        ({"faithfulness": [[np.nan, 0.5], [0.1, 0.9]]}, "the behaviour is new: .* nothing measurable in base"),
-        ({"faithfulness": [[0.9, 0.5], [0.1, np.nan]]}, "the behaviour is gone: .* nothing measurable in tuned"),
+        ({**_UP, "faithfulness": _NO_BASE}, "the behaviour is new: .* nothing measurable in base"),
+        ({**_UP, "faithfulness": _NO_TUNED}, "the behaviour is gone: .* nothing measurable in tuned"),
+        ({"faithfulness": _NO_BASE}, "no verdict: .* cannot be told from nothing in base"),
+        ({"change": (0.2, -0.1, 0.5), "faithfulness": _NO_TUNED}, "no verdict: .* from nothing in tuned"),
+        ({**_UP, "controls": [1.5], "faithfulness": _NO_TUNED}, "no verdict: .* in tuned"),
         ({"faithfulness": [[np.nan, 0.5], [0.1, np.nan]]}, "no verdict: .* in either model"),
         ({"change": (1.0, np.nan, np.nan)}, "too few prompts for a verdict"),
     ],

@@ -11,7 +11,14 @@ from training import RLHFConfig, check, train
 from training.config import expand
 
 ROOT = Path(__file__).parents[2]
-RECIPES = [path for path in sorted((ROOT / "recipes").glob("*.toml")) if "data" not in tomllib.loads(path.read_text())]
+
+
+def of_a_pair(path: Path) -> bool:
+    """Whether a recipe makes a pair; others make a reward model or a sweep."""
+    return {"model", "prompts"} <= set(tomllib.loads(path.read_text()))
+
+
+RECIPES = [path for path in sorted((ROOT / "recipes").glob("*.toml")) if of_a_pair(path)]
 IDS = [path.stem for path in RECIPES]
 NAMED = {
     "demo",
