@@ -6,14 +6,13 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from interp.errors import MeasureError
 from interp.families.parts import Parts, StackName
 from interp.hooks.attention import Tap, no_change, taps
-from interp.hooks.shapes import first, remove_all, shaper, with_first
+from interp.hooks.shapes import by_head, first, remove_all, shaper, with_first
 from interp.hooks.sites import INSIDE_ATTENTION, Site, module_of
 
 
@@ -91,9 +90,3 @@ def _attach(parts: Parts, site: Site, keep: Callable[[Tensor], None], keep_graph
         return (value, *output[1:]) if isinstance(output, tuple) else value
 
     return [*handles, module.register_forward_hook(after)]
-
-
-def by_head(parts: Parts, site: Site, z: Tensor) -> Tensor:
-    """What each head adds to the output of its attention's projection, z W_O: [batch, seq, head, d_model]."""
-    assert site.layer is not None
-    return torch.einsum("bshd,hdm->bshm", z, parts.W_O(site.layer, site.stack).detach().to(z))

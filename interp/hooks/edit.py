@@ -6,14 +6,13 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from interp.errors import MeasureError
 from interp.families.parts import Parts, StackName
 from interp.hooks.attention import Tap, taps
-from interp.hooks.shapes import first, remove_all, shaper, with_first
+from interp.hooks.shapes import by_head, first, remove_all, shaper, with_first
 from interp.hooks.sites import INSIDE_ATTENTION, Site, module_of
 
 Edit = Callable[[Tensor], Tensor]
@@ -96,9 +95,7 @@ def _result(parts: Parts, site: Site, edit: Edit) -> list[RemovableHandle]:
     difference: list[Tensor] = []
 
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        z = shape(first(args, kwargs))
-        weight = parts.W_O(site.layer or 0, site.stack).detach().to(z)
-        own = torch.einsum("bshd,hdm->bshm", z, weight)
+        own = by_head(parts, site, shape(first(args, kwargs)))
         difference[:] = [(edit(own) - own).sum(2)]
 
     def after(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:

@@ -43,3 +43,9 @@ def shaper(parts: Parts, site: Site) -> tuple[list[RemovableHandle], Callable[[T
 
     handle = parts.block(site.layer, site.stack).register_forward_pre_hook(remember, with_kwargs=True)
     return [handle], lambda t: t.unflatten(0, lead[0]) if t.ndim == 2 else t
+
+
+def by_head(parts: Parts, site: Site, z: Tensor) -> Tensor:
+    """What each head adds to the output of its attention's projection, z W_O: [batch, seq, head, d_model]."""
+    assert site.layer is not None
+    return torch.einsum("bshd,hdm->bshm", z, parts.W_O(site.layer, site.stack).detach().to(z))

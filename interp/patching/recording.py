@@ -93,10 +93,11 @@ def record(parts: Parts, batch: Batch) -> Recording:
 
 def run_to_the_last_residual(
     parts: Parts, batch: Batch, sites: Sequence[Site] = ()
-) -> tuple[Tensor, dict[Site, Tensor]]:
-    """The last residual, and activations."""
+) -> tuple[Float[Tensor, "batch seq d_model"], dict[Site, Tensor]]:
+    """The last residual, and activations, of one pass; logits are not computed where the family allows it."""
     final = Site("resid_post", parts.n_layers - 1)
+    eager = any(site.name == "pattern" for site in sites)
     model = parts.model if parts.family.encoder is not None else parts.backbone
-    with as_found(parts.model), capture(parts, {*sites, final}) as store:
+    with as_found(parts.model, eager=eager), capture(parts, {*sites, final}) as store:
         model(**forward_inputs(parts, batch))
     return store[final], {site: store[site] for site in sites}

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from interp.errors import MeasureError
 from interp.families import Parts
-from interp.hooks import Site, capture
-from interp.models.running import as_found, forward_inputs
+from interp.hooks import Site
+from interp.patching.recording import run_to_the_last_residual
 from interp.patching.rows import Values
 from interp.patching.targets import Intervention, Target
 from interp.prompts import Batch, make_batch
@@ -24,13 +24,9 @@ def captured_sites(interventions: Iterable[Intervention]) -> list[Site]:
 
 
 def activations(parts: Parts, batch: Batch, sites: Sequence[Site]) -> tuple[dict[Site, Tensor], Tensor]:
-    """Activations at `sites`, and the last residual, of one pass; logits are not computed where that can be."""
-    final = Site("resid_post", parts.n_layers - 1)
-    eager = any(site.name == "pattern" for site in sites)
-    model = parts.model if parts.family.encoder is not None else parts.backbone
-    with as_found(parts.model, eager=eager), capture(parts, {*sites, final}) as store:
-        model(**forward_inputs(parts, batch))
-    return {site: store[site] for site in sites}, store[final]
+    """Activations at `sites`, and the last residual, of one pass."""
+    final, store = run_to_the_last_residual(parts, batch, sites)
+    return store, final
 
 
 def values_of(parts: Parts, store: dict[Site, Tensor]) -> Values:
