@@ -123,8 +123,7 @@ def measure(quick: bool, rounds: int) -> list[dict[str, Any]]:
     import torch
 
     from interp import Policy, Prompts
-    from interp.patching import attribution_map, patch_runs
-    from interp.patching.activation import runs_of
+    from interp.patching import attribution_map, patch_runs, runs_of
 
     torch.set_num_threads(1)
     recipient, source, tokenizer = models(quick)

@@ -22,8 +22,7 @@ from interp.measures.arrays import MODELS, TokenTexts, strings, variable
 from interp.measures.spans import mean_over, prompt_columns
 from interp.models import Policy
 from interp.models.running import run
-from interp.patching import open_runs, patch_runs
-from interp.patching.activation import Runs
+from interp.patching import Runs, open_runs, patch_runs
 from interp.patching.checks import check_whole
 from interp.patching.metrics import Metric
 from interp.prompts import Batch, Prompts, make_batch
@@ -151,7 +150,7 @@ def head_changes(
         "attended_share": variable("changed_head model rank", shares, "their share of its attention", "share"),
         "head_score": variable(
             "changed_head score model",
-            np.stack([_scores(policy, chosen, seed) for policy in (runs.recipient, runs.source)], axis=2),
+            np.stack([_scores(policy, chosen, seed) for policy in runs.policies], axis=2),
             "mean attention on repeated random tokens",
             "probability",
         ),

@@ -25,7 +25,7 @@ from interp.loading import Source
 from interp.measures.arrays import as_variable, strings
 from interp.models import Policy
 from interp.models.running import as_found
-from interp.patching.activation import Runs, open_runs
+from interp.patching import Runs, open_runs
 from interp.patching.metrics import UNITS, Metric, check_metric, name_of, reading
 from interp.patching.metrics import Reading as How
 from interp.patching.recording import at_columns, run_to_the_last_residual

@@ -170,6 +170,11 @@ class RewardModel:
         multi = getattr(self.model.config, "problem_type", None) == "multi_label_classification"
         return "softmax" if len(self.labels) > 1 and not multi else "sigmoid"
 
+    @property
+    def units(self) -> str:
+        """Units of its scores."""
+        return "logits" if self.squash == "logit" else "probability"
+
     def output_of(self, logits: Float[Tensor, "*batch label"]) -> Float[Tensor, "*batch label"]:
         """The scores that logits of all labels stand for, by `output`; gradients pass."""
         if self.squash == "logit":

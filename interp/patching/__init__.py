@@ -1,8 +1,9 @@
 """Causes: patching across models and within one, ablation, attribution patching, search, steering, the value head."""
 
-from interp.patching.activation import Runs, ablation, activation_patching, open_runs, patch_runs, runs_of
+from interp.patching.activation import ablation, activation_patching, patch_runs
 from interp.patching.attribution import attribution_map, attribution_patching
 from interp.patching.generation import reward_patching
+from interp.patching.opening import Runs, open_runs, runs_of
 from interp.patching.result import Patching
 from interp.patching.search import SmallestSet, smallest_set
 from interp.patching.steering import Steering, steering

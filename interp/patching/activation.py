@@ -1,104 +1,38 @@
-"""Activation patching: across two models, or within one between clean and corrupted prompts; and ablation."""
+"""Activation patching: across two models, or within one between clean and corrupted prompts; and ablation.
+
+Of policies and of reward models.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
-from torch import Tensor
 
-from interp.engine import check_lengths
-from interp.errors import MeasureError, PromptError
+from interp.errors import MeasureError
 from interp.loading import Source
-from interp.models import Policy
-from interp.models.lineup import load_lineup
+from interp.models import Policy, RewardModel
 from interp.patching.checks import check_finite, check_whole
-from interp.patching.metrics import Metric, check_metric, name_of, reading
+from interp.patching.metrics import Metric, chosen_metric, name_of, readings
+from interp.patching.opening import Runs, check_no_options, open_runs, tokens_of
 from interp.patching.recording import at_columns, record
 from interp.patching.replay import verify
 from interp.patching.result import Patching, build
 from interp.patching.sweep import TOKENS, own_values, read, sweep
 from interp.patching.targets import Intervention, Sites, interventions, random_like
 from interp.patching.values import activations, captured_sites, replaced_by, values_of
-from interp.prompts import Batch, Prompts, TokenizedPrompts
+from interp.prompts import Batch, Prompts
 
 Ablation = Literal["zero", "mean", "resample"]
 Progress = Callable[[int, int], None]
 RANDOM_SETS = 20
 
 
-@dataclass(frozen=True)
-class Runs:
-    """The two runs of a patching experiment.
-
-    Attributes:
-        recipient: the model that is patched.
-        source: the model whose activations go in.
-        reads: tokens that the recipient reads.
-        source_reads: tokens that the source reads, of the same lengths.
-        prompts: the prompts.
-    """
-
-    recipient: Policy
-    source: Policy
-    reads: TokenizedPrompts
-    source_reads: TokenizedPrompts
-    prompts: Prompts
-
-    def batches(self, size: int) -> list[tuple[Batch, Batch]]:
-        """Batches of what the two read."""
-        both = (self.reads.batches(size), self.source_reads.batches(size))
-        return [(a.to(self.recipient.device), b.to(self.source.device)) for a, b in zip(*both, strict=True)]
-
-
-def open_runs(
-    recipient: Source | Policy,
-    source: Source | Policy,
-    prompts: Prompts | Sequence[str],
-    *,
-    recipient_reads: str | None = None,
-    **options: Any,
-) -> Runs:
-    """Load both models and tokenise.
-
-    Raises:
-        MeasureError: the models differ in shape.
-        PromptError: the prompts do not fit, or `recipient_reads` needs corrupted prompts and there are none.
-    """
-    prompts = prompts if isinstance(prompts, Prompts) else Prompts(prompts)
-    tokenizer = options.pop("tokenizer", None)
-    models = load_lineup(recipient, source, tokenizer=tokenizer, options=options)
-    return runs_of(models.base, models.tuned, prompts, recipient_reads=recipient_reads)
-
-
-def runs_of(recipient: Policy, source: Policy, prompts: Prompts, *, recipient_reads: str | None = None) -> Runs:
-    """The runs of two loaded models (see `open_runs`)."""
-    if recipient_reads not in (None, "clean", "corrupted"):
-        raise PromptError(f'recipient_reads is "clean" or "corrupted", not {recipient_reads!r}')
-    if recipient_reads == "corrupted" and prompts.corrupted is None:
-        raise PromptError("the recipient cannot read corrupted prompts, there are none; pass Prompts(corrupted=[...])")
-    if recipient.model is source.model and prompts.corrupted is None:
-        raise PromptError(
-            "a model cannot be patched with its own run on the same prompts; pass Prompts(texts, corrupted=[...]), or"
-            " another model as source"
-        )
-    prompts = prompts.for_models([recipient.tokenizer, source.tokenizer])
-    tokens = prompts.tokenize(recipient.tokenizer, decoder_start=recipient.decoder_start)
-    check_lengths(tokens, [recipient, source])
-    corrupt = tokens.corrupt
-    clean = replace(tokens, corrupt=None)
-    if corrupt is None:
-        return Runs(recipient, source, clean, clean, prompts)
-    if recipient_reads == "clean":
-        return Runs(recipient, source, clean, corrupt, prompts)
-    return Runs(recipient, source, corrupt, clean, prompts)
-
-
 def activation_patching(
-    recipient: Source | Policy,
-    source: Source | Policy,
+    recipient: Source | Policy | RewardModel,
+    source: Source | Policy | RewardModel,
     prompts: Prompts | Sequence[str],
     *,
     sites: Sites = ("resid_pre", "attn_out", "mlp_out"),
@@ -126,16 +60,28 @@ def activation_patching(
     W_O, without b_O. q and k are patched as they enter the dot product. What no site reaches (final norm,
     unembedding) is the `readout`: the recipient's last residual read by the source.
 
+    Recipient and source may be reward models, of one shape, label, output and tokenizer; or one of them a reward model
+    and the other a policy with the same trunk. A reward model reads whole texts, with the tokens that its tokenizer
+    adds, [CLS] among them; answers are left aside. It reads its score at the last token of a text where it is causal,
+    else at [CLS], position 0. Of encoders that norm sums (BERT), `resid_mid` and `resid_post` are the sums before their
+    norm, so a layer's `resid_post` is not the next one's `resid_pre`. Of a mixed pair the source has no metric of its
+    own: it reads the recipient's tokens, its last residual goes through the recipient's norm and head, and what this
+    gives is `source`, the whole trunk's effect, for which recovery is 1; there is no `readout`.
+
     Args:
-        recipient: the model that is patched: hub id, folder, loaded module or `Policy`. It is given back unchanged.
+        recipient: the model that is patched: hub id, folder, loaded module, `Policy` or `RewardModel`. It is given
+            back unchanged.
         source: the model whose activations go in.
         prompts: a `Prompts`, or a list of texts.
         sites: names ("z": every head of every layer by itself), `Site`s, or mappings that are patched as one set, as
             {("z", 10): [4, 9], ("mlp_out", 3): None}; or a list of these.
-        positions: "all", "prompt" (not what follows it), "last", "each" (a map by token), or numbers.
+        positions: "all", "prompt" (not what follows it; of a reward model's text all), "last" (the text's last token,
+            of an encoder [SEP]), "each" (a map by token), or numbers.
         metric: "logit_diff" (of the prompts' answers), "kl" (to the source), "logprob" (of the prompts'
             continuations), or a function of logits at each prompt's last token [row, vocab] and the rows' prompts
-            [row]. None: `logit_diff` where there are answers, else `kl`.
+            [row]. None: `logit_diff` where there are answers, else `kl`. Of a reward model "score" (its label's, as its
+            `output`; the default), "kl" (over the labels, where it is a softmax), or a function of the labels' logits
+            [row, label] and the rows' texts [row].
         recipient_reads: with corrupted prompts: "corrupted" (the default; the source reads the clean ones) or "clean".
         batch_size: prompts a pass.
         tokens: most tokens of a pass that carries several patches.
@@ -148,10 +94,12 @@ def activation_patching(
 
     Raises:
         LoadError: a model cannot be loaded.
-        MeasureError: a site, position or metric is unknown, or the models differ in shape.
-        PromptError: the prompts do not fit.
+        MeasureError: a site, position or metric is unknown or does not fit the model, or the models differ in shape,
+            labels or output.
+        PromptError: the prompts do not fit, or a text is longer than a reward model's context.
+        TokenizerMismatch: the models do not share their tokens.
     """
-    runs = open_runs(recipient, source, prompts, recipient_reads=recipient_reads, **options)
+    runs = open_runs(recipient, source, prompts, recipient_reads=recipient_reads, rewards=True, **options)
     return patch_runs(
         runs,
         sites=sites,
@@ -167,7 +115,7 @@ def activation_patching(
 
 
 def ablation(
-    model: Source | Policy,
+    model: Source | Policy | RewardModel,
     prompts: Prompts | Sequence[str],
     *,
     by: Ablation = "mean",
@@ -185,10 +133,11 @@ def ablation(
     """Put zeros, a mean or another prompt's activations into a model, site by site.
 
     Args:
-        model: the model.
+        model: the model, a policy or a reward model.
         prompts: what it reads.
-        by: "zero"; "mean", over all tokens of all prompts; or "resample", the activations of another prompt (drawn
-            once, nobody gets its own), at the same positions counted from the first token.
+        by: "zero"; "mean", over all tokens of all prompts, those that a tokenizer adds among them; or "resample", the
+            activations of another prompt (drawn once, nobody gets its own), at the same positions counted from the
+            first token.
         sites: see `activation_patching`, as are the other arguments.
         positions: see there.
         metric: see there; `kl` is to the model itself without ablation.
@@ -207,10 +156,12 @@ def ablation(
         raise MeasureError(f'an ablation is by "zero", "mean" or "resample", not {by!r}')
     prompts = prompts if isinstance(prompts, Prompts) else Prompts(prompts)
     prompts = replace(prompts, corrupted=None)
-    own = Policy.load(model, **options)
-    prompts = prompts.for_models([own.tokenizer])
-    read = prompts.tokenize(own.tokenizer, decoder_start=own.decoder_start)
-    check_lengths(read, [own])
+    if isinstance(model, RewardModel):
+        check_no_options(options)
+    own = model if isinstance(model, RewardModel) else Policy.load(model, **options)
+    if isinstance(own, Policy):
+        prompts = prompts.for_models([own.tokenizer])
+    read = tokens_of(own, prompts)
     return patch_runs(
         Runs(own, own, read, read, prompts),
         by=by,
@@ -244,7 +195,7 @@ def patch_runs(
     check_whole(batch_size=batch_size, tokens=tokens)
     check_whole(0, random_sets=random_sets, seed=seed)
     prompts, parts = runs.prompts, runs.recipient.parts
-    chosen = check_metric(metric, answers=prompts.answers is not None, continuations=prompts.continuations is not None)
+    chosen = chosen_metric(metric, prompts, runs.recipient)
     width = max(map(len, runs.reads.encoder_ids or runs.reads.prompt_ids))
     wanted = interventions(parts, sites, positions, width)
     beside, owners = random_like(parts, wanted, random_sets, seed)
@@ -280,20 +231,12 @@ def _one_batch(
     """Patched [prompt, site], recipient, source and readout [prompt]."""
     parts, theirs = runs.recipient.parts, runs.source.parts
     store, final = activations(theirs, other, captured_sites(everything) if put is None else ())
-    log_probs = None
-    if metric == "kl":
-        log_probs = theirs.logits(other.at_last_prompt(final)).double().log_softmax(-1)
-    there = reading(metric, other, first, log_probs)
-    here = reading(metric, batch, first, log_probs)
-    source = _read(theirs, final, there)
+    here, there = readings(metric, runs.recipient, runs.source_reader, (batch, other), final, first)
+    source = read(runs.source_reader, at_columns(final, there.columns), there, len(final))[0]
     recording = record(parts, batch)
     if short_cut and first == 0:
         verify(recording)
     values = values_of(theirs, store) if put is None else put(first, batch)
     patched = sweep(recording, everything, values, here, tokens=tokens, short_cut=short_cut)
-    mine, readout = own_values(recording, here), own_values(recording, here, theirs)
+    mine, readout = own_values(recording, here), own_values(recording, here, runs.source_reader)
     return patched.numpy(), mine.numpy(), source.numpy(), readout.numpy()
-
-
-def _read(parts: Any, final: Tensor, how: Any) -> Tensor:
-    return read(parts, at_columns(final, how.columns), how, len(final))[0]

@@ -14,11 +14,12 @@ from interp.families import Parts
 from interp.hooks import Edit, Site, patch
 from interp.loading import Source
 from interp.measures.arrays import as_variable
-from interp.models import Policy
+from interp.models import Policy, RewardModel
 from interp.models.running import as_found, forward_inputs
-from interp.patching.activation import Runs, open_runs, patch_runs
+from interp.patching.activation import patch_runs
 from interp.patching.checks import check_finite, check_whole
-from interp.patching.metrics import Metric, Reading, check_metric, name_of, reading
+from interp.patching.metrics import Metric, Reading, chosen_metric, name_of, readings
+from interp.patching.opening import Runs, open_runs
 from interp.patching.recording import at_columns, record
 from interp.patching.result import Patching, build
 from interp.patching.sweep import read
@@ -31,8 +32,8 @@ SAMPLE = 24
 
 
 def attribution_patching(
-    recipient: Source | Policy,
-    source: Source | Policy,
+    recipient: Source | Policy | RewardModel,
+    source: Source | Policy | RewardModel,
     prompts: Prompts | Sequence[str],
     *,
     sites: Sites = "z",
@@ -71,7 +72,7 @@ def attribution_patching(
         seed: of the sample and of the resampling.
         options: of `Policy.load`.
     """
-    runs = open_runs(recipient, source, prompts, recipient_reads=recipient_reads, **options)
+    runs = open_runs(recipient, source, prompts, recipient_reads=recipient_reads, rewards=True, **options)
     found = attribution_map(
         runs, sites=sites, positions=positions, metric=metric, steps=steps, batch_size=batch_size, seed=seed
     )
@@ -89,8 +90,8 @@ def attribution_map(
     seed: int = 0,
 ) -> Patching:
     """The estimate alone (see `attribution_patching`), of loaded models."""
-    prompts, parts = runs.prompts, runs.recipient.parts
-    chosen = check_metric(metric, answers=prompts.answers is not None, continuations=prompts.continuations is not None)
+    parts = runs.recipient.parts
+    chosen = chosen_metric(metric, runs.prompts, runs.recipient)
     check_whole(batch_size=batch_size)
     check_whole(0, steps=steps, seed=seed)
     width = max(map(len, runs.reads.encoder_ids or runs.reads.prompt_ids))
@@ -152,8 +153,8 @@ def _one_batch(
     parts, theirs = runs.recipient.parts, runs.source.parts
     targets = sorted({Target(target.site) for each in wanted for target in each.targets})
     store, final = activations(theirs, other, captured_sites(wanted))
-    log_probs = theirs.logits(other.at_last_prompt(final)).double().log_softmax(-1) if metric == "kl" else None
-    here, there = (reading(metric, each, number, log_probs) for each in (batch, other))
+    reader = runs.source_reader
+    here, there = readings(metric, runs.recipient, reader, (batch, other), final, number)
     whole = values_of(theirs, store)
     wholes = {target.site: whole(target) for target in targets}
     if steps == 0:
@@ -174,8 +175,8 @@ def _one_batch(
     estimate = torch.stack([_sum(contributions, each, batch) for each in wanted], dim=1)
     count = len(batch.input_ids)
     mine_values = read(parts, at_columns(residual, here.columns), here, count)[0]
-    read_by_source = read(theirs, at_columns(residual, here.columns), here, count)[0]
-    source = read(theirs, at_columns(final, there.columns), there, count)[0]
+    read_by_source = read(reader, at_columns(residual, here.columns), here, count)[0]
+    source = read(reader, at_columns(final, there.columns), there, count)[0]
     return estimate.cpu().numpy(), mine_values.numpy(), source.numpy(), read_by_source.numpy()
 
 

@@ -16,7 +16,9 @@ from interp.hooks import patch
 from interp.loading import Source
 from interp.measures.arrays import as_variable, strings
 from interp.models import Policy, RewardModel
-from interp.patching.activation import Progress, Runs, open_runs
+from interp.patching.activation import Progress
+from interp.patching.decoding import InStep, can_be_cached
+from interp.patching.opening import Runs, open_runs
 from interp.patching.recording import at_columns, run_to_the_last_residual
 from interp.patching.result import Patching, build
 from interp.patching.rows import edits, writes
@@ -42,6 +44,7 @@ def reward_patching(
     random_sets: int = 0,
     recipient_reads: str | None = None,
     batch_size: int = 128,
+    short_cut: bool = True,
     seed: int = 0,
     progress: Progress | None = None,
     **options: Any,
@@ -50,9 +53,10 @@ def reward_patching(
 
     At every step the recipient reads its text so far and the source reads the same text, in lockstep; the source's
     activations at all tokens take the place of the recipient's, and the next token is drawn from what comes out.
-    With positions="prompt" only the prompt's tokens are patched. Nothing is cached, each step is one whole pass of
-    both. Sample i at step t uses one random number for recipient, source and every patch (see `interp.sampling`), at
-    temperature 1 from the whole distribution, so differences are the patches' doing.
+    With positions="prompt" only the prompt's tokens are patched, and the source reads nothing after them. Each token is
+    computed once, with a key-value cache in both; but under patches of k, v and pattern, and in an encoder-decoder,
+    each step is one whole pass of both. Sample i at step t uses one random number for recipient, source and every patch
+    (see `interp.sampling`), at temperature 1 from the whole distribution, so differences are the patches' doing.
 
     recovery = sum over prompts of (mean reward patched - recipient) / sum of (source - recipient). The `readout` is
     the recipient's last residual read by the source's final norm and unembedding, at every step.
@@ -69,6 +73,7 @@ def reward_patching(
         random_sets: random sets of the same make-up, sampled beside each set of several sites.
         recipient_reads: see there.
         batch_size: continuations a pass.
+        short_cut: False runs whole passes at every step; the samples are the same up to rounding.
         seed: of the samples, of random sets and of the resampling.
         progress: called with patches done and patches in all.
         options: of `Policy.load`.
@@ -94,6 +99,7 @@ def reward_patching(
         max_new_tokens=max_new_tokens,
         random_sets=random_sets,
         batch_size=batch_size,
+        short_cut=short_cut,
         seed=seed,
         progress=progress,
     )
@@ -109,6 +115,7 @@ def reward_runs(
     max_new_tokens: int = 24,
     random_sets: int = 0,
     batch_size: int = 128,
+    short_cut: bool = True,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Patching:
@@ -119,8 +126,8 @@ def reward_runs(
     beside, owners = random_like(parts, wanted, random_sets, seed)
     steps = _room(runs, max_new_tokens)
     alone = Runs(runs.source, runs.source, runs.source_reads, runs.source_reads, runs.prompts)
-    jobs = [_Job(runs, None, parts), _Job(alone, None, theirs), _Job(runs, None, theirs)]
-    jobs += [_Job(runs, each, parts) for each in (*wanted, *beside)]
+    jobs = [_Job(*each, short_cut) for each in ((runs, None, parts), (alone, None, theirs), (runs, None, theirs))]
+    jobs += [_Job(runs, each, parts, short_cut) for each in (*wanted, *beside)]
     scores, texts = [], []
     for number, job in enumerate(jobs):
         responses = job.sample(samples, steps, batch_size, seed)
@@ -151,11 +158,13 @@ class _Job:
         runs: recipient and source; the recipient writes.
         patched: what is patched, or None.
         reader: the model whose final norm and unembedding read the recipient's last residual.
+        short_cut: compute each token once, where that can be.
     """
 
     runs: Runs
     patched: Intervention | None
     reader: Parts
+    short_cut: bool = True
 
     def sample(self, samples: int, steps: int, batch_size: int, seed: int) -> list[list[int]]:
         """Continuations, the first sample of every prompt first."""
@@ -169,16 +178,21 @@ class _Job:
         policy = self.runs.recipient
         ends = set(end_ids(policy.model, policy.tokenizer))
         points = torch.from_numpy(uniforms(seed, rows, steps)).to(policy.device)
+        numbers = [row % len(self.runs.reads) for row in rows]
+        cached = self.short_cut and can_be_cached(policy.parts, self.patched)
+        both = InStep(self.runs, numbers, self.patched) if cached else None
         responses: list[list[int]] = [[] for _ in rows]
         alive = list(range(len(rows)))
         for step in range(steps):
-            said = [responses[each] for each in alive]
-            numbers = [rows[each] % len(self.runs.reads) for each in alive]
-            logits = self._logits(*self._batches(numbers, said)).to(points.device)
-            tokens = choose(logits, points[alive, step], 1.0, 0, 1.0).tolist()
-            for each, token in zip(alive, tokens, strict=True):
+            if both is None:
+                logits = self._logits(*self._batches([numbers[each] for each in alive], [responses[i] for i in alive]))
+            else:
+                tokens = torch.tensor([said[-1] for said in responses]) if step else None
+                logits = self.reader.logits(both.read(tokens)[alive])
+            drawn = choose(logits.to(points.device), points[alive, step], 1.0, 0, 1.0).tolist()
+            for each, token in zip(alive, drawn, strict=True):
                 responses[each].append(token)
-            alive = [each for each, token in zip(alive, tokens, strict=True) if token not in ends]
+            alive = [each for each, token in zip(alive, drawn, strict=True) if token not in ends]
             if not alive:
                 break
         return responses

@@ -26,6 +26,12 @@ def at_columns(values: Float[Tensor, "row seq *rest"], columns: Int[Tensor, "row
     return values[rows, columns.to(values.device)]
 
 
+def read_columns(parts: Parts, batch: Batch) -> Int[Tensor, "batch 1"]:
+    """The column that a head reads: of a policy, and of a causal classifier, the last of a prompt; else [CLS]'s."""
+    column = batch.first if parts.head.reads == "first" else batch.last_prompt
+    return column[:, None]
+
+
 @dataclass(frozen=True)
 class Recording:
     """What a model computed on a batch, block by block.

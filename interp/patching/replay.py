@@ -23,7 +23,7 @@ from interp.families import Parts
 from interp.hooks import Edit, Site, capture, patch
 from interp.hooks.shapes import with_first
 from interp.models.running import as_found
-from interp.patching.recording import Call, Recording, at_columns, run_to_the_last_residual
+from interp.patching.recording import Call, Recording, at_columns, read_columns, run_to_the_last_residual
 from interp.patching.short_cuts import NoShortCut, attention_result, attention_stands_for, last_attention
 from interp.prompts import Batch
 
@@ -153,7 +153,7 @@ def verify(recording: Recording) -> None:
     Raises:
         FidelityError: they differ.
     """
-    last = recording.batch.last_prompt[:, None]
+    last = read_columns(recording.parts, recording.batch)
     again, expected = replay(recording, 0, 2, {}, last), recording.at(last).repeat(2, 1, 1)
     error = float((again - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
     limit = max(TOLERANCE, 20 * torch.finfo(expected.dtype).eps)

@@ -14,7 +14,8 @@ import xarray as xr
 from interp.columns import frame_text
 from interp.errors import MeasureError
 from interp.measures.arrays import as_variable, strings
-from interp.patching.metrics import UNITS, Metric, name_of
+from interp.models import RewardModel
+from interp.patching.metrics import Metric, name_of, units_of
 from interp.patching.targets import Intervention
 from interp.resampling import max_t, ratio_of_sums
 from interp.stats import bootstrap_mean
@@ -124,7 +125,7 @@ def build(
     """The result, from the metric of each prompt under each intervention.
 
     Args:
-        runs: the two runs (`interp.patching.activation.Runs`).
+        runs: the two runs (`interp.patching.opening.Runs`).
         wanted: interventions.
         patched: [prompt, site], those of `wanted` first, then the random sets.
         recipient: [prompt], unpatched.
@@ -137,7 +138,7 @@ def build(
         seed: of the resampling.
     """
     groups = np.unique(np.array(runs.prompts.groups, dtype=object), return_inverse=True)[1]
-    units = UNITS.get(name_of(metric), "")
+    units = units_of(metric, runs.recipient)
     count, there = len(wanted), _there(runs, wanted, owners)
     effects = np.where(there, patched - recipient[:, None], np.nan)
     variables: dict[str, xr.Variable] = {
@@ -157,8 +158,9 @@ def build(
         said = ("sum of effects / sum of (source - recipient)", "its 95 % interval's lower", "and upper bound")
         for name, values, text in zip(names, ratio, said, strict=True):
             variables[name] = as_variable(("site",), values[:count], _attrs(text))
-        variables["source"] = as_variable(("prompt",), source, _attrs("metric of the source", units))
-        if runs.recipient.model is not runs.source.model:
+        said_of_source = "recipient's reading of the source's last residual" if runs.mixed else "metric of the source"
+        variables["source"] = as_variable(("prompt",), source, _attrs(said_of_source, units))
+        if runs.recipient.model is not runs.source.model and not runs.mixed:
             text = "metric of the recipient's last residual read by the source"
             variables["readout"] = as_variable(("prompt",), readout, _attrs(text, units))
             own = ratio_of_sums((readout - recipient)[:, None], gaps, groups, seed=seed)
@@ -175,6 +177,10 @@ def build(
         "recipient": json.dumps(dict(runs.recipient.description)),
         "source": json.dumps(dict(runs.source.description) if by is None else None),
     }
+    if isinstance(runs.recipient, RewardModel):
+        attrs |= {"label": runs.recipient.label, "output": runs.recipient.output}
+    if runs.mixed:
+        attrs["source_reader"] = "recipient"
     return Patching(xr.Dataset(variables, coords=coords, attrs=attrs))
 
 
@@ -242,8 +248,12 @@ def _coords(wanted: Sequence[Intervention]) -> dict[str, Any]:
 
 def _headline(data: xr.Dataset) -> str:
     metric, units = data.attrs["metric"], data.attrs["units"]
+    if metric == "score":
+        metric = f"score ({data.attrs['label']})"
     own = f"{metric} of the recipient {float(data['recipient'].mean()):.4g}"
     theirs = f", of the source {float(data['source'].mean()):.4g}" if "source" in data else ""
+    if "source_reader" in data.attrs:
+        theirs = theirs.replace("the source", "the source's last residual")
     unit = f" {units}" if units else ""
     about = f"{own}{theirs}{unit}, mean of {_counted(data.sizes['prompt'], 'prompt')}"
     made = "estimates" if "method" in data.attrs else "patches"
@@ -256,6 +266,8 @@ def _counted(count: int, one: str, many: str | None = None) -> str:
 
 def _notes(data: xr.Dataset) -> list[str]:
     notes = []
+    if "source_reader" in data.attrs:
+        notes.append("recovery 1 is what the source's last residual gives, read by the recipient's head")
     if "method" in data.attrs:
         notes.append(f"{data.attrs['method']}: an estimate, {_checked(data)}")
     if "recovery" in data and np.isnan(data["recovery"].values).all():

@@ -18,9 +18,10 @@ from interp.columns import frame_text
 from interp.errors import MeasureError
 from interp.loading import Source
 from interp.measures.arrays import as_variable, strings
-from interp.models import Policy
-from interp.patching.activation import RANDOM_SETS, Runs, open_runs, patch_runs, runs_of
+from interp.models import Policy, RewardModel
+from interp.patching.activation import RANDOM_SETS, patch_runs
 from interp.patching.metrics import Metric
+from interp.patching.opening import Runs, open_runs, runs_of
 from interp.patching.targets import Intervention, Sites, Target, interventions
 from interp.prompts import Prompts
 from interp.stats import selection_halves
@@ -73,8 +74,8 @@ class SmallestSet:
 
 
 def smallest_set(
-    recipient: Source | Policy,
-    source: Source | Policy,
+    recipient: Source | Policy | RewardModel,
+    source: Source | Policy | RewardModel,
     prompts: Prompts | Sequence[str],
     *,
     sites: Sites = "z",
@@ -124,7 +125,7 @@ def smallest_set(
         )
     if positions == "each":
         raise MeasureError('a set of sites is patched at the same positions; pass "all", "last" or numbers')
-    runs = open_runs(recipient, source, prompts, recipient_reads=recipient_reads, **options)
+    runs = open_runs(recipient, source, prompts, recipient_reads=recipient_reads, rewards=True, **options)
     settings: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
     groups = np.unique(np.array(runs.prompts.groups, dtype=object), return_inverse=True)[1]
     choosing, judging = selection_halves(groups)

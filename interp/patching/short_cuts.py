@@ -51,9 +51,11 @@ def attention_result(
     """What the attention of the first block returns, from what it returned when it was recorded, and the edits left.
 
     Edits of z, result, attn_out and resid_mid go into it; those of the MLP and of an attention to an encoder are left.
-    None where an edit comes before the attention, which must run then.
+    None where an edit comes before the attention, which must run then, or behind a projection outside it.
     """
     if any(site.stack is None and site.name in BEFORE_ATTENTION for site in edits):
+        return None, edits
+    if not projects_inside(parts) and any(site.stack is None and site.name == "result" for site in edits):
         return None, edits
     own = {site.name: edit for site, edit in edits.items() if site.stack is None}
     value = recording.attention[layer][0]
@@ -83,8 +85,6 @@ def _with_heads(
     many = z.repeat(copies, 1, 1, 1)
     changed = own["z"](many) if "z" in own else many
     if not projects_inside(parts):
-        if "result" in own:
-            raise NoShortCut
         return changed.flatten(-2)
     weight = parts.W_O(layer).detach()
     if "z" in own:

@@ -20,8 +20,8 @@ from interp.hooks import Edit, Site, has_site
 from interp.loading import Source
 from interp.measures.arrays import as_variable
 from interp.models import Policy
-from interp.patching.activation import Runs, open_runs
 from interp.patching.metrics import UNITS, Metric, Reading, check_metric, name_of, reading
+from interp.patching.opening import Runs, open_runs
 from interp.patching.replay import run_whole
 from interp.patching.sweep import read
 from interp.patching.targets import interventions, position_mask

@@ -60,7 +60,7 @@ def replaced_by(
     """What an ablation puts into each batch: from the number of its first prompt and its tokens to `Values`.
 
     Args:
-        runs: the model and what it reads (`interp.patching.activation.Runs`).
+        runs: the model and what it reads (`interp.patching.opening.Runs`).
         by: "zero", "mean" (over all real tokens of all prompts), or "resample": the activations of another prompt at
             the same positions from the first token, its last one where it is shorter.
         interventions: where.

@@ -105,7 +105,7 @@ def _shown(result: Patching, name: str, stack: str | None) -> tuple[xr.DataArray
             return values, ("recovery", "share of the gap")
     unit = units(result["effect"], "")
     mean = result.map(name, "effect", stack=stack).mean("prompt")
-    return mean, ("mean effect", f"patched minus recipient [{unit}]" if unit else "patched minus recipient")
+    return mean, ("mean effect", f"patched minus recipient\n[{unit}]" if unit else "patched minus recipient")
 
 
 def _words(name: str) -> str:
@@ -122,7 +122,8 @@ def _words(name: str) -> str:
 def _marks(ax: Axes, table: np.ndarray, p: np.ndarray) -> None:
     """Dots where it is significant, numbers in the three largest cells."""
     for layer, column in zip(*np.nonzero(np.nan_to_num(p, nan=1.0) < LEVEL), strict=True):
-        ax.plot(column + 0.36, layer - 0.32, ".", color=INK, markersize=2.6, zorder=3)
+        dot = ax.plot(column + 0.36, layer - 0.32, ".", color=INK, markersize=2.6, zorder=3)
+        dot[0].set_path_effects(HALO)
     sizes = np.nan_to_num(np.abs(table), nan=0.0).ravel()
     for flat in np.argsort(-sizes, kind="stable")[:3]:
         if sizes[flat] == 0:

@@ -3,14 +3,22 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from transformers import GPT2ForSequenceClassification
 
 from interp.errors import MeasureError, PromptError
+from interp.io import write_json
 from interp.models import Policy, RewardModel
+from interp.pair import CheckpointPair
 from interp.plot import join
+from interp.reward.courses import folder_steps, load_any
 from interp.reward.probing import CAVEAT, half_way, probes
 from interp.reward.states import activations
-from tests.conftest import tiny_gpt2, tiny_llama, word_tokenizer
+from tests.conftest import save, tiny_gpt2, tiny_llama, word_tokenizer
 from tests.interp.architectures import build
 from tests.interp.figures import drawn, words
 
@@ -73,11 +81,75 @@ def test_the_summary_says_what_it_cannot_say(learned):
     assert row["lower"] > 0
 
 
+def test_it_prints_what_it_cannot_say(learned):
+    said = repr(learned)
+    assert CAVEAT in said and "Dataset" not in said and "half of it was there" in said
+    assert "3 shuffles of the labels" in said
+
+
+def test_a_cell_is_scikit_learns_own(learned):
+    values = activations(confused(3.0), SAID)[2]
+    labels, judged, areas = np.array(LABELS), np.zeros(96), []
+    folds = StratifiedGroupKFold(n_splits=5, shuffle=True, random_state=0)
+    for train, test in folds.split(values, labels, np.unique([str(i) for i in range(96)], return_inverse=True)[1]):
+        probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, class_weight="balanced", max_iter=2000))
+        probe.fit(values[train], labels[train])
+        judged[test] = probe.predict(values[test])
+        areas.append(roc_auc_score(labels[test], probe.decision_function(values[test])))
+    cell = learned.dataset.sel(model="early", step=1, layer=2)
+    assert float(cell["accuracy"]) == pytest.approx(balanced_accuracy_score(labels, judged))
+    assert float(cell["auroc"]) == pytest.approx(np.mean(areas))
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory) -> CheckpointPair:
+    """A pair on disk that learned, with a reward model that kept checkpoints."""
+    folder = tmp_path_factory.mktemp("stored") / "pair"
+    for step, nats in ((0, 0.0), (10, 3.0), (20, 3.0)):
+        policy = confused(nats)
+        save(policy.model, folder / f"step{step}", policy.tokenizer)
+    for part in ("checkpoints/step-000000", "checkpoints/step-000004", "."):
+        torch.manual_seed(len(part))
+        save(build("GPT2ForSequenceClassification", vocab_size=len(word_tokenizer())), folder / "reward" / part,
+             word_tokenizer())  # fmt: skip
+    write_json(folder / "reward/card.json", {"steps": 8})
+    manifest = {
+        "engine": "native", "config": {}, "seed": 0, "versions": {}, "base": {"path": "step0"},
+        "tuned": {"path": "step20"}, "final": {"steps": 20}, "checkpoints": [{"step": 10, "path": "step10"}],
+        "reward": {"path": "reward", "label": "LABEL_0", "output": "logit", "reads": "sample"},
+    }  # fmt: skip
+    return CheckpointPair.write(folder, manifest)
+
+
+def test_a_pairs_folder_gives_policy_and_reward_model(stored):
+    found = probes(str(stored.path), SAID, LABELS, permutations=0, folds=2).dataset
+    assert found["model"].values.tolist() == ["policy", "reward model"] and found.attrs["notes"] == ""
+    assert found["trained"].values.tolist() == [[0, 10, 20], [0, 4, 8]]
+    same = {"policy": stored, "reward model": stored.path / "reward"}
+    assert found.identical(probes(same, SAID, LABELS, permutations=0, folds=2).dataset)
+    assert folder_steps(stored.path / "reward").keys() == {0, 4, 8}
+    assert isinstance(load_any(stored.path / "reward"), RewardModel) and isinstance(load_any(stored.base), Policy)
+
+
+def test_what_was_not_kept_is_said(stored, tmp_path):
+    save(build("GPT2ForSequenceClassification", vocab_size=len(word_tokenizer())), tmp_path / "bare", word_tokenizer())
+    how = {**stored.manifest, "reward": {"folder": str(tmp_path / "bare")}}
+    found = probes(CheckpointPair(stored.path, how), SAID, LABELS, permutations=0, folds=2)
+    assert found.dataset["model"].values.tolist() == ["policy"]
+    assert "kept no checkpoints; to see its training too" in repr(found)
+    late = probes({"policy": {10: stored.checkpoints[10], 20: stored.tuned}}, SAID, LABELS, permutations=0, folds=2)
+    assert "first checkpoint is that of step 10 of 20" in repr(late) and "gain over step 10" in repr(late)
+    assert late.dataset["fraction"].values.tolist() == [[0.5, 1]]
+
+
 def test_a_concept_that_is_not_there_is_not_found():
     policy = confused(0.0)
-    found = probes({"policy": {0: policy, 1: policy}}, SAID, LABELS, permutations=19, folds=2)
-    cells = found.dataset.isel(step=0, model=0)
+    found = probes({"policy": {0: policy, 1: policy}}, SAID, LABELS, folds=2)
+    cells = found.dataset.isel(step=-1, model=0)
     assert (cells["accuracy"] <= cells["null_accuracy"].max("permutation")).all()
+    row = found.summary().iloc[0]  # beside the best of all layers, as the layer was chosen
+    best = cells["null_accuracy"].max("layer")
+    assert (row["null_low"], row["null_high"]) == (float(best.min()), float(best.max()))
     assert (found.dataset["gain"] == 0).all() and np.isnan(float(found.dataset["half_gain"][0]))
     assert found.summary()["p"].iloc[0] > 0.05
 
@@ -175,6 +247,8 @@ def test_bad_input():
         ({"strength": 0.0}, MeasureError, "strength above 0"),
         ({"models": {}}, MeasureError, "no model"),
         ({"models": {"policy": {0: tiny()}}}, MeasureError, "policy has 1 checkpoint"),
+        ({"models": {0: tiny(), 1: tiny()}}, MeasureError, "name each model"),
+        ({"models": {"policy": "nowhere"}}, MeasureError, "policy: nowhere is no pair's folder"),
         (
             {"models": {"policy": {0: tiny(), 1: Policy.load(tiny_gpt2(n_layer=2), tokenizer=word_tokenizer())}}},
             MeasureError,
