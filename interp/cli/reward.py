@@ -24,9 +24,10 @@ def reward(
     baseline: Annotated[
         str | None, typer.Option(help="mean, zero, mask or unk; for leave_one_out also delete.")
     ] = None,
-    patching: Annotated[
-        bool, typer.Option(help="Also put each token at the baseline, and show how the two agree in rank.")
-    ] = True,
+    patched_texts: Annotated[
+        int,
+        typer.Option(help="In how many texts each token is put at the baseline to compare; 0: none."),
+    ] = 8,
     html: Annotated[Path | None, typer.Option(help="Also write the coloured texts as an HTML page.")] = None,
     device: Annotated[str | None, typer.Option(help="Device, as cuda; default the CPU.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
@@ -34,16 +35,14 @@ def reward(
     """Show which words raise and which lower a reward model's score."""
     from interp.cli.score import _lines, _load
     from interp.cli.show import working
-    from interp.reward import against_patching, attribute
+    from interp.reward import attribute
 
     with working("loading the reward model"):
         loaded = _load(model, label[0] if label else None, output, device, revision)
     lines = list(_lines(texts))
     with working("attributing"):
         named = label or _highest(loaded, lines)
-        found = attribute(loaded, lines, method=method, labels=named, baseline=baseline)
-        if patching and method == "integrated_gradients":
-            found = against_patching(loaded, found)
+        found = attribute(loaded, lines, method=method, labels=named, baseline=baseline, patched_texts=patched_texts)
     _show(found)
     if html is not None:
         print(f"wrote {found.report(html)}")
@@ -78,6 +77,9 @@ def _show(found: Attribution) -> None:
                 line.append(f"({value:+.2f}) " if strong else " ", style="dim" if not strong else colour)
             console.print(line)
             console.print(Text("  " + _note(found, row, label), style="dim"))
+    if data.attrs["method"] != "leave_one_out" and "patching_effect" in data:
+        for line in found.beside_patching():
+            console.print(Text(line))
 
 
 def _note(found: Attribution, row: int, label: str) -> str:
@@ -89,6 +91,6 @@ def _note(found: Attribution, row: int, label: str) -> str:
             f" {float(cell['completeness_error']):.2g} with {int(cell['points'])} points"
         )
         parts += [] if bool(cell["converged"]) else ["above the tolerance"]
-    if "patching_rank_correlation" in cell:
+    if "patching_rank_correlation" in cell and bool(cell["patching_rank_correlation"].notnull()):
         parts.append(f"rank correlation with patching {float(cell['patching_rank_correlation']):.2f}")
     return "; ".join(parts) or attrs["method"].replace("_", " ")

@@ -12,11 +12,12 @@ from interp.errors import MeasureError
 from interp.loading import source_name
 from interp.measures.arrays import dataset, strings, variable
 from interp.models import RewardModel
+from interp.reward.against import against_patching
 from interp.reward.attribution import Attribution
 from interp.reward.baselines import WORDS, baseline_vector
 from interp.reward.erase import gradient_x_input, leave_one_out
 from interp.reward.forward import at_rest
-from interp.reward.integrate import FIRST_POINTS, Integrated, integrate
+from interp.reward.integrate import FIRST_POINTS, MAX_POINTS, Integrated, integrate
 from interp.reward.quadrature import SIZES
 from interp.reward.texts import Texts, check_finite, chosen_labels, read_texts, word_of_tokens
 
@@ -33,16 +34,21 @@ def attribute(
     baseline: str | None = None,
     tolerance: float = 0.01,
     score_range: Mapping[str, float] | float | None = None,
-    max_points: int = SIZES[-1],
+    max_points: int = MAX_POINTS,
     first_points: int = FIRST_POINTS,
+    patched_texts: int = 8,
 ) -> Attribution:
-    """Attribute a reward model's score to the tokens of each text.
+    """Attribute a reward model's score to the tokens of each text, and say how far patching agrees.
 
     - `integrated_gradients`: see `interp.reward.integrate`; the parts sum to F(x) - F(x') within the tolerance.
     - `leave_one_out`: F(x) - F(x with this token at the baseline).
     - `gradient_x_input`: gradient at the text, dotted with the token's embedding; no baseline.
 
     F is the model's `output`: logit, probability or softmax share.
+
+    An attribution need not tell what the model would do without a token; on published reward models it often does not.
+    So in some of the texts each token is put at the baseline in turn, and the rank correlation of attribution and loss
+    is printed beside the attribution (`Attribution.patching`; `against_patching` does it for all texts).
 
     Args:
         model: a reward model.
@@ -56,23 +62,31 @@ def attribute(
         score_range: F's range, for all labels or by label (`score_range` gives it for texts of your own); None takes
             that over the texts and their baselines.
         max_points: most points of a text; one that does not reach the tolerance is listed in `Attribution.unconverged`.
-        first_points: points that every text gets before its error is looked at, 3, 5, 7 ...; with 3, of a score that is
-            nearly linear along the path, 2.
+            A score with kinks (a ReLU head) needs some tens of points for 0.1 %.
+        first_points: points that every text gets before its error is looked at, 3, 5, 7 ...; with 5, of a score that is
+            nearly linear along the path, 2. A text may meet the sum by chance while single tokens are off: on the
+            GoEmotions model, of the texts that stop at 3 points the worst token is wrong by a fifth of the largest
+            attribution, with 5 by a twentieth.
+        patched_texts: in how many texts, evenly spread, tokens are patched to compare; 0 is none. It costs a forward
+            pass for each of their tokens, which with few texts is more than the attribution itself. `leave_one_out` is
+            patching, and is not compared.
 
     Returns:
         The attribution, [prompt, pos, label]; 0 at tokens that the tokenizer added, but for `gradient_x_input`.
 
     Raises:
         PromptError: a text is empty or longer than the context.
-        MeasureError: an unknown method, label or baseline.
+        MeasureError: an unknown method, label or baseline, or a number of points or texts that cannot be.
         InterpError: a score is not finite.
     """
+    if patched_texts < 0:
+        raise MeasureError(f"patched_texts is how many texts are patched, 0 for none; got {patched_texts}")
     if method not in METHODS:
         raise MeasureError(f"method is {', '.join(METHODS[:-1])} or {METHODS[-1]}, not {method!r}")
-    if not 0 < tolerance < 1 or max_points not in SIZES or first_points not in SIZES or first_points > max_points:
+    if not 0 < tolerance < 1 or first_points not in SIZES or first_points > max_points:
         raise MeasureError(
-            f"tolerance is a share between 0 and 1, and points are among {', '.join(map(str, SIZES))}; got {tolerance},"
-            f" {first_points} and {max_points}"
+            f"tolerance is a share between 0 and 1, first_points one of {', '.join(map(str, SIZES))}, and max_points no"
+            f" less; got {tolerance}, {first_points} and {max_points}"
         )
     named = chosen_labels(model, labels)
     read = read_texts(model, texts)
@@ -95,12 +109,15 @@ def attribute(
     check_finite(np.array([each.sum() for each in found.parts]), read.texts, "gradient")
     data = _labelled(model, read, named, found, ranges, tolerance)
     units = "logits" if model.squash == "logit" else "probability"
-    return Attribution(
+    attribution = Attribution(
         data.assign_attrs(
             method=method, baseline=chosen, baseline_words=WORDS.get(chosen, "none"), tolerance=tolerance,
             output=model.output, units=units, model=source_name(dict(model.description)),
         )
     )  # fmt: skip
+    if method == "leave_one_out" or not patched_texts:
+        return attribution
+    return against_patching(model, attribution, texts=patched_texts)
 
 
 def score_range(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,12 @@ import xarray as xr
 from scipy.stats import spearmanr
 
 from interp.errors import MeasureError
+from interp.reward.shown import UNMEASURED, agreement, attribution_text
 from interp.reward.texts import Span, words
+from interp.stats import bootstrap_mean
+
+LEAST_AGREEMENT = 0.2
+"""Least rank correlation with patching of an attribution that is called one."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +28,9 @@ class Attribution:
     Attributes:
         dataset: `token_attribution` [prompt, pos, label]; `token`, `start`, `end`, `word`, `added` [prompt, pos];
             `score`, `baseline_score`, `completeness_error`, `points`, `converged` [prompt, label]; where it was
-            measured (`against_patching`), `patching_effect` [prompt, pos, label] and `patching_rank_correlation`
-            [prompt, label]. Method, baseline, tolerance and units are in its attributes.
+            measured (`patched_texts`, `against_patching`), `patching_effect` [prompt, pos, label] and
+            `patching_rank_correlation` [prompt, label], NaN for the other texts. Method, baseline, tolerance and units
+            are in its attributes.
     """
 
     dataset: xr.Dataset
@@ -97,9 +103,35 @@ class Attribution:
         return np.array([total[end] - total[start] for start, end in spans])
 
     def summary(self) -> pd.DataFrame:
-        """One row a text and label: score, baseline's score, error, points, and the word of the largest attribution."""
+        """One row a text and label: score, baseline's score, error, points, and the word of the largest attribution.
+
+        `attrs["patching"]` of the frame says how far the attribution agrees with patching, a sentence a label.
+        """
+        table = self._rows(range(self.dataset.sizes["prompt"]))
+        table.attrs["patching"] = self.beside_patching()
+        return table
+
+    def patching(self) -> pd.DataFrame:
+        """How far the attribution agrees with patching, a row a label, without any where it was not measured.
+
+        Columns: `label`, `n` (texts), `rank_correlation` (mean over them), `lower`, `upper` (95 %, from 8 texts on),
+        `tells`: whether it is 0.2 or more and the interval, where there is one, is above 0.
+        """
+        rows = []
+        for label in self.labels if "patching_rank_correlation" in self.dataset else ():
+            values = self.dataset["patching_rank_correlation"].sel(label=label).values
+            mean, low, high = bootstrap_mean(values)
+            tells = mean >= LEAST_AGREEMENT and not low <= 0
+            rows.append((label, int(np.isfinite(values).sum()), mean, low, high, tells))
+        return pd.DataFrame(rows, columns=["label", "n", "rank_correlation", "lower", "upper", "tells"])
+
+    def beside_patching(self) -> list[str]:
+        """The same in words, a line a label."""
+        return [agreement(self, row) for row in self.patching().itertuples()] or [UNMEASURED]
+
+    def _rows(self, prompts: Iterable[int]) -> pd.DataFrame:
         data, rows = self.dataset, []
-        for prompt in range(data.sizes["prompt"]):
+        for prompt in prompts:
             table = self.words(prompt)
             for label in self.labels:
                 cell = data.sel(label=label).isel(prompt=prompt)
@@ -116,6 +148,9 @@ class Attribution:
                     }
                 )  # fmt: skip
         return pd.DataFrame(rows)
+
+    def __repr__(self) -> str:
+        return attribution_text(self)
 
     def report(self, path: str | os.PathLike[str]) -> Path:
         """Write the texts, coloured by their attributions, as one HTML page.
@@ -149,23 +184,32 @@ def rank_correlation(first: Attribution, second: Attribution) -> xr.DataArray:
     same = first.labels == second.labels and first["token"].shape == second["token"].shape
     if not same or not bool((first["token"].values == second["token"].values).all()):
         raise MeasureError("the attributions are of other texts, tokens or labels; attribute the same texts twice")
-    out = np.full((first.dataset.sizes["prompt"], len(first.labels)), np.nan)
     own = (first["start"].values >= 0) & ~first["added"].values
-    for row in range(len(out)):
-        for column in range(out.shape[1]):
-            out[row, column] = spearman(
-                *(each["token_attribution"].values[row, own[row], column] for each in (first, second))
-            )
     return xr.DataArray(
-        out,
+        rank_correlations(first["token_attribution"].values, second["token_attribution"].values, own),
         dims=("prompt", "label"),
         coords={"label": list(first.labels)},
         attrs={"long_name": "Spearman's rank correlation over tokens", "units": "1"},
     )
 
 
+def rank_correlations(first: np.ndarray, second: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """Spearman's rank correlation of two attributions over each text's own tokens, [prompt, label].
+
+    Args:
+        first: [prompt, pos, label].
+        second: the same; a text of which one is NaN gets NaN.
+        own: which tokens are the text's own, [prompt, pos].
+    """
+    out = np.full((len(first), first.shape[2]), np.nan)
+    for row, tokens in enumerate(own):
+        for column in range(first.shape[2]):
+            out[row, column] = spearman(first[row, tokens, column], second[row, tokens, column])
+    return out
+
+
 def spearman(first: np.ndarray, second: np.ndarray) -> float:
     """Spearman's rank correlation, NaN where it is not defined."""
-    if len(first) < 3 or np.ptp(first) == 0 or np.ptp(second) == 0:
+    if len(first) < 3 or not (np.ptp(first) > 0 and np.ptp(second) > 0):  # NaN is not above 0
         return float("nan")
     return float(spearmanr(first, second).statistic)

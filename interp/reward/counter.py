@@ -19,6 +19,7 @@ from interp.models import RewardModel
 from interp.prompts import make_batch, token_text
 from interp.reward.forward import at_rest, embeddings, gradients, tokens_a_pass
 from interp.reward.integrate import batches
+from interp.reward.shown import counterexamples_text
 from interp.reward.texts import Texts, read_texts
 
 
@@ -40,6 +41,9 @@ class Counterexamples:
     pairs: pd.DataFrame
     swaps: pd.DataFrame
     about: dict[str, str | float | int]
+
+    def __repr__(self) -> str:
+        return counterexamples_text(self)
 
     def report(self, path: str | os.PathLike[str]) -> Path:
         """Write them as one HTML page.

@@ -19,6 +19,7 @@ from interp.models import RewardModel
 from interp.reward.attribution import spearman
 from interp.reward.edits import EDITS, Edit
 from interp.reward.features import FEATURES, Feature, measure
+from interp.reward.shown import spurious_text
 from interp.reward.texts import read_texts
 from interp.stats import MIN_PROMPTS, bootstrap_mean
 
@@ -82,6 +83,9 @@ class Spurious:
     def __str__(self) -> str:
         held = ", ".join(self.held) or "nothing that was looked for"
         return f"{self.dataset.attrs['model']}, {self.dataset.attrs['label']}: the score holds on to {held}"
+
+    def __repr__(self) -> str:
+        return spurious_text(self)
 
     def report(self, path: str | os.PathLike[str]) -> Path:
         """Write one HTML page that is read in a minute.

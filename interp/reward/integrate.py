@@ -2,13 +2,16 @@
 
 A_i = (x_i - x'_i) . integral over a from 0 to 1 of dF/dx_i at x' + a (x - x') (Sundararajan, Taly and Yan 2017,
 equation 1), so that the parts sum to F(x) - F(x'). Points are evaluated rule by rule (`interp.reward.quadrature`), all
-texts that are not done in one pass, until each text's sum meets F(x) - F(x') within the tolerance.
+texts that are not done in one pass, until each text's sum meets F(x) - F(x') within the tolerance. A text whose error
+does not fall as the rules grow has kinks on its way: from there on the gaps between its points are halved, those first
+whose sum of attributions is furthest from the change of F over them (`interp.reward.refine`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,11 +22,23 @@ from interp.models import RewardModel
 from interp.prompts import Batch
 from interp.reward.baselines import at_baseline, own_tokens
 from interp.reward.forward import embeddings, gradients, pull, score_embedded, tokens_a_pass
-from interp.reward.quadrature import SIZES, Rule, rules
+from interp.reward.quadrature import Rule, rules
+from interp.reward.refine import Way
 from interp.reward.texts import Texts, check_finite
 
-FIRST_POINTS = 3
-"""Points that every text gets."""
+FIRST_POINTS = 5
+"""Points that every text gets: three may meet the sum by chance, while single tokens are off."""
+
+MAX_POINTS = 257
+"""Most points of a text."""
+
+
+class Job(NamedTuple):
+    """A point of a text's way, and the labels (their indices) whose gradients are wanted there."""
+
+    row: int
+    point: float
+    labels: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -52,18 +67,38 @@ class _State:
         score: F at the texts.
         baseline_score: F at the baselines.
         found: for each text one array a rule, [new point, token, label], NaN where not computed; the first is at 0.
-        parts: for each text the attributions by the last rule.
-        points: how many points that rule has.
-        error: its completeness error.
+        scores: for each text one array a rule, F at the same points, [new point, label].
+        parts: for each text the attributions of the smallest error so far.
+        points: how many points each text and label took.
+        error: the smallest completeness error so far.
+        before: completeness errors of the rules so far, the last one last.
         open: which texts and labels need more points.
+        rough: those of them to which rules of higher degree are no help.
     """
 
-    def __init__(self, score: np.ndarray, baseline_score: np.ndarray, found: list[list[np.ndarray]]) -> None:
-        self.score, self.baseline_score, self.found = score, baseline_score, found
+    def __init__(
+        self,
+        score: np.ndarray,
+        baseline_score: np.ndarray,
+        found: list[list[np.ndarray]],
+        scores: list[list[np.ndarray]],
+    ) -> None:
+        self.score, self.baseline_score, self.found, self.scores = score, baseline_score, found, scores
         self.parts = [np.zeros_like(each[0][0]) for each in found]
         self.points = np.zeros(score.shape, dtype=int)
         self.error = np.full(score.shape, np.inf)
+        self.before: list[np.ndarray] = []
         self.open = np.ones(score.shape, dtype=bool)
+        self.rough = np.zeros(score.shape, dtype=bool)
+
+    def take(self, row: int, labels: np.ndarray, parts: Float[np.ndarray, "token label"], points: int) -> np.ndarray:
+        """Keep attributions whose error is smaller than what there was; the errors."""
+        error = np.abs(parts.sum(0) - (self.score - self.baseline_score)[row, labels])
+        better = error < self.error[row, labels]  # where the way has kinks, more points may be worse
+        self.parts[row][:, labels[better]] = parts[:, better]
+        self.error[row, labels[better]] = error[better]
+        self.points[row, labels] = points
+        return error
 
 
 def batches(lengths: Sequence[int], limit: int) -> Iterator[list[int]]:
@@ -85,7 +120,7 @@ def integrate(
     *,
     vector: Float[Tensor, " d_embed"],
     limits: Callable[[np.ndarray], np.ndarray],
-    max_points: int = SIZES[-1],
+    max_points: int = MAX_POINTS,
     first_points: int = FIRST_POINTS,
 ) -> Integrated:
     """Integrated gradients of every text and label, each to its limit.
@@ -102,14 +137,14 @@ def integrate(
     """
     base, start = _at_baselines(model, texts, vector, columns)
     check_finite(base, texts.texts, "score of the baseline")
-    state = _State(np.full_like(base, np.nan), base, [[each] for each in start])
+    state = _State(np.full_like(base, np.nan), base, [[each] for each in start], [[each[None]] for each in base])
     near = first_points == FIRST_POINTS and _nearly_linear(model, texts, columns, vector, limits, state)
     if near:
         rest = np.flatnonzero(np.isnan(state.score).any(1)).tolist()
         state.score[rest] = scores_of(model, texts.some(rest), columns)
-    allowed = np.empty(0)
-    for rule in rules(nearly_linear=near):
-        if len(rule.points) > max_points or not state.open.any():
+    allowed, chosen = np.empty(0), rules(nearly_linear=near)
+    for rule in chosen:
+        if len(rule.points) > max_points or not (state.open & ~state.rough).any():
             break
         _evaluate(model, texts, columns, vector, rule, state)
         if rule.new == len(rule.points):
@@ -117,6 +152,8 @@ def integrate(
             allowed = limits(np.concatenate([state.score, base]))
         if near or len(rule.points) >= first_points:
             _settle(rule, state, allowed)
+    if state.open.any():
+        _refine(model, texts, columns, vector, chosen[-1].points, state, allowed, max_points)
     return Integrated(state.parts, state.score, base, state.points, state.error)
 
 
@@ -138,7 +175,8 @@ def _nearly_linear(
     if len(texts) < 4 * _PROBED:
         return False
     rows = [len(texts) * index // _PROBED for index in range(_PROBED)]
-    probe = _State(state.score[rows], state.baseline_score[rows], [list(state.found[row]) for row in rows])
+    known = ([list(each[row]) for row in rows] for each in (state.found, state.scores))
+    probe = _State(state.score[rows], state.baseline_score[rows], *known)
     some = texts.some(rows)
     probe.score[:] = scores_of(model, some, columns)
     check_finite(probe.score, some.texts, "score")
@@ -203,6 +241,26 @@ def _ends(
     return batch, embedded, at_baseline(embedded, own_tokens(texts, rows, batch), vector)
 
 
+def _at_points(
+    model: RewardModel,
+    texts: Texts,
+    columns: Sequence[int],
+    vector: Float[Tensor, " d_embed"],
+    jobs: Sequence[Job],
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """For each job its index, F there by label, and gradients along the way by token and label asked for."""
+    for chosen in batches([len(texts.ids[job.row]) for job in jobs], tokens_a_pass(model)):
+        rows = [jobs[index].row for index in chosen]
+        batch, embedded, base = _ends(model, texts, rows, vector)
+        share = torch.tensor([jobs[index].point for index in chosen], dtype=embedded.dtype, device=model.device)
+        asked = [[columns[label] for label in jobs[index].labels] for index in chosen]
+        step = embedded - base
+        scores, pulled = pull(model, batch, base + share[:, None, None] * step, step, asked)
+        at_point = scores[:, list(columns)].cpu().numpy()
+        for place, index in enumerate(chosen):
+            yield index, at_point[place], pulled[place][: len(texts.ids[rows[place]])].cpu().numpy()
+
+
 def _evaluate(
     model: RewardModel,
     texts: Texts,
@@ -212,36 +270,71 @@ def _evaluate(
     state: _State,
 ) -> None:
     """Gradients at the rule's new points, for the texts and labels that are not done."""
-    active = np.flatnonzero(state.open.any(1)).tolist()
     new = [float(point) for point in rule.points[len(rule.points) - rule.new :] if point]  # 0 is done
-    for row in active:
+    active = state.open & ~state.rough
+    jobs: list[Job] = []
+    places: list[int] = []
+    for row in np.flatnonzero(active.any(1)).tolist():
         state.found[row].append(np.full((len(new), len(texts.ids[row]), len(columns)), np.nan))
-    jobs = [(row, place) for row in active for place in range(len(new))]
-    for chosen in batches([len(texts.ids[row]) for row, _ in jobs], tokens_a_pass(model)):
-        rows, places = [jobs[job][0] for job in chosen], [jobs[job][1] for job in chosen]
-        batch, embedded, base = _ends(model, texts, rows, vector)
-        share = torch.tensor([new[place] for place in places], dtype=embedded.dtype, device=model.device)
-        wanted = [np.flatnonzero(state.open[row]).tolist() for row in rows]
-        asked = [[columns[index] for index in each] for each in wanted]
-        step = embedded - base
-        scores, pulled = pull(model, batch, base + share[:, None, None] * step, step, asked)
-        at_point = scores[:, list(columns)].cpu().numpy()
-        for index, (row, place) in enumerate(zip(rows, places, strict=True)):
-            state.found[row][-1][place][:, wanted[index]] = pulled[index][: len(texts.ids[row])].cpu().numpy()
-            if new[place] == 1:
-                state.score[row] = at_point[index]
+        state.scores[row].append(np.full((len(new), len(columns)), np.nan))
+        jobs += [Job(row, point, tuple(np.flatnonzero(active[row]).tolist())) for point in new]
+        places += range(len(new))
+    for index, score, pulled in _at_points(model, texts, columns, vector, jobs):
+        row, place = jobs[index].row, places[index]
+        state.found[row][-1][place][:, list(jobs[index].labels)] = pulled
+        state.scores[row][-1][place] = score
+        if jobs[index].point == 1:
+            state.score[row] = score
+
+
+_TRUSTED = 11  # points of the smallest rule that can be called no help
 
 
 def _settle(rule: Rule, state: _State, limits: np.ndarray) -> None:
-    """Sum up by the rule what is open, and close what meets its limit."""
-    change = state.score - state.baseline_score
-    for row in np.flatnonzero(state.open.any(1)):
-        labels = np.flatnonzero(state.open[row])
+    """Sum up by the rule what is open, close what meets its limit, and mark what does not get better."""
+    active = state.open & ~state.rough
+    errors = np.full(state.error.shape, np.inf)
+    for row in np.flatnonzero(active.any(1)).tolist():
+        labels = np.flatnonzero(active[row])
         values = np.concatenate([each[:, :, labels] for each in state.found[row]])
-        parts = np.tensordot(rule.weights, values, axes=1)
-        state.points[row, labels] = len(rule.points)
-        error = np.abs(parts.sum(0) - change[row, labels])
-        better = error < state.error[row, labels]  # where the way has kinks, more points may be worse
-        state.parts[row][:, labels[better]] = parts[:, better]
-        state.error[row, labels[better]] = error[better]
+        errors[row, labels] = state.take(row, labels, np.tensordot(rule.weights, values, axes=1), len(rule.points))
+    state.before.append(errors)
     state.open &= ~(state.error <= limits)
+    if len(rule.points) >= _TRUSTED and len(state.before) > 2:
+        state.rough |= state.open & active & (errors > state.before[-3] / 2)
+
+
+def _refine(
+    model: RewardModel,
+    texts: Texts,
+    columns: Sequence[int],
+    vector: Float[Tensor, " d_embed"],
+    points: np.ndarray,
+    state: _State,
+    limits: np.ndarray,
+    max_points: int,
+) -> None:
+    """Halve the worst gaps of the ways that are open, until they meet their limits or have as many points as may be."""
+    ways = {}
+    for row, label in np.argwhere(state.open).tolist():
+        count = int(state.points[row, label])  # of its last rule; other labels may have gone on
+        gradients = np.concatenate([each[:, :, label] for each in state.found[row]])[:count]
+        scores = np.concatenate([each[:, label] for each in state.scores[row]])[:count]
+        ways[row, label] = Way(points[:count], gradients, scores)
+    while ways:
+        asked: dict[tuple[int, float], list[int]] = {}
+        for (row, label), way in ways.items():
+            for point in way.wanted(max_points):
+                asked.setdefault((row, point), []).append(label)
+        jobs = [Job(row, point, tuple(labels)) for (row, point), labels in asked.items()]
+        if not jobs:
+            break
+        for index, score, pulled in _at_points(model, texts, columns, vector, jobs):
+            job = jobs[index]
+            for place, label in enumerate(job.labels):
+                ways[job.row, label].add(job.point, pulled[:, place], float(score[label]))
+        for row, label in list(ways):
+            way = ways[row, label]
+            state.take(row, np.array([label]), way.sum()[:, None], len(way))
+            if state.error[row, label] <= limits[label]:
+                del ways[row, label]

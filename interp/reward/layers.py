@@ -15,6 +15,7 @@ from interp.loading import source_name
 from interp.measures.arrays import dataset, strings, variable
 from interp.models import RewardModel
 from interp.reward.attribution import spearman
+from interp.reward.shown import lens_text
 from interp.reward.texts import check_finite, chosen_labels, read_texts
 from interp.stats import bootstrap_mean
 
@@ -33,6 +34,9 @@ class Lens:
 
     def __getitem__(self, name: str) -> xr.DataArray:
         return self.dataset[name]
+
+    def __repr__(self) -> str:
+        return lens_text(self)
 
     def summary(self) -> pd.DataFrame:
         """One row a label: in what share of texts each layer decides, and how often the mind is changed."""

@@ -15,17 +15,12 @@ from markupsafe import Markup
 
 from interp.errors import InterpError
 from interp.io import write_text
+from interp.reward.shown import METHODS
 
 if TYPE_CHECKING:
     from interp.reward.attribution import Attribution
     from interp.reward.counter import Counterexamples
     from interp.reward.holding import Spurious
-
-METHODS = {
-    "integrated_gradients": "integrated gradients",
-    "leave_one_out": "leave one out",
-    "gradient_x_input": "gradient × input",
-}
 
 
 def write(path: str | os.PathLike[str], kind: str, **values: Any) -> Path:
@@ -113,18 +108,22 @@ def attribution_values(found: Attribution) -> dict[str, Any]:
             tokens = found.tokens(row)
             spans = list(zip(tokens["start"], tokens["end"], strict=True))
             cell = data.sel(label=label).isel(prompt=row)
+            rank = cell["patching_rank_correlation"].item() if measured else float("nan")
             names = ("score", "baseline_score", "completeness_error", "points", "converged")
             items.append(
                 {
                     "label": label,
                     "pieces": pieces(found.text(row), spans, tokens[label].to_numpy(), most),
                     **{name: cell[name].item() for name in names},
-                    "patching": cell["patching_rank_correlation"].item() if measured else None,
+                    "patching": rank if np.isfinite(rank) else None,
                 }
             )
     attrs: Mapping[Any, Any] = data.attrs
     integrated = attrs["method"] == "integrated_gradients"
-    return {"items": items, "about": dict(attrs), "method": METHODS[attrs["method"]], "integrated": integrated}
+    return {
+        "items": items, "about": dict(attrs), "method": METHODS[attrs["method"]], "integrated": integrated,
+        "agreement": found.beside_patching() if attrs["method"] != "leave_one_out" else [],
+    }  # fmt: skip
 
 
 def write_attribution(found: Attribution, path: str | os.PathLike[str]) -> Path:

@@ -9,6 +9,9 @@ score at the text costs no pass of its own, and texts of one length share the gr
 A score that is nearly linear along the path has a second family, which begins with one gradient besides that at 0: the
 rule of Gauss and Radau with the points 0 and 2/3, exact for degree 2; its extension by two points, exact for degree 5;
 then again a Leja sequence.
+
+Where the score has kinks (a ReLU head), no rule of high degree gets far. There the path is cut into gaps at the points
+that are known, each gap integrated by parabolas through its neighbours (`gaps`), and new points halve the worst gaps.
 """
 
 from __future__ import annotations
@@ -90,3 +93,27 @@ def _weights(points: np.ndarray) -> np.ndarray:
     moments = np.zeros(len(points))
     moments[0] = 1.0
     return np.linalg.solve(legendre.legvander(2 * points - 1, len(points) - 1).T, moments)
+
+
+def gaps(points: np.ndarray) -> np.ndarray:
+    """Weights of the integral over each gap between neighbours, [gap, point]: exact for parabolas.
+
+    A gap's integrand is the mean of the two parabolas through its ends and the point before or after it (Gill and
+    Miller 1972 do the same with cubics); the first and the last gap have one.
+
+    Args:
+        points: three points or more, in order.
+    """
+    count = len(points) - 1
+    widths = np.diff(points)
+    out = np.zeros((count, count + 1))
+    for own, other, ends in ((1, 0, (2, 0)), (0, 1, (0, 2))):  # the gap after the middle point, and that before it
+        wide, beside = widths[own : count - 1 + own], widths[other : count - 1 + other]
+        far = -(wide**3) / (6 * beside * (beside + wide))
+        near = wide * (2 * wide + 3 * beside) / (6 * (beside + wide))
+        row, first = np.arange(count - 1) + own, np.arange(count - 1)
+        out[row, first + ends[0]] += near
+        out[row, first + ends[1]] += far
+        out[row, first + 1] += wide - near - far
+    out[1:-1] /= 2  # every gap but the first and the last has two parabolas
+    return out

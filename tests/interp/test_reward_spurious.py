@@ -170,7 +170,7 @@ def test_a_page_escapes_what_it_shows(tmp_path):
     text = "<script>alert(1)</script> the film \u202e good & bad"
     page = reward.attribute(model, [text, "good"]).report(tmp_path / "page.html").read_text()
     assert "<script" not in page and "\u202e" not in page and "\\u202e" in page and "&amp;" in page
-    assert "not measured" in page
+    assert "Rank correlation with patching over 1 text: " in page
 
 
 def test_the_same_seed_gives_the_same_bytes():
