@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Bbox
 
 from interp.errors import MeasureError
 from interp.plot.style import (
@@ -123,7 +124,9 @@ def _against_null(ax: Axes, null: np.ndarray, value: tuple[float, float, float],
 
 
 def over_optimisation(result: Joined, *, width: float = PAGE) -> Figure:
-    """Gain of the optimised and of the gold reward against the square root of KL, and KL over the training.
+    """Gain of the optimised and of the gold reward against the square root of KL, and how far gold is behind by step.
+
+    Without a gold reward the second panel is KL over the training.
 
     Args:
         result: an `OverOptimisation`.
@@ -152,11 +155,17 @@ def over_optimisation(result: Joined, *, width: float = PAGE) -> Figure:
         left.grid(axis="y")
         steps = data["step"].values
         look = {"color": INK, "linestyle": "-", "marker": "o"}
-        handles += _banded(right, steps, data, "kl_token", "KL per response token", look)
-        right.set_title("Distance from base over training")
         right.set_xlabel("optimiser step")
-        right.set_ylabel("KL [nats per token]")
-        right.set_ylim(bottom=0)
+        if "gap" in data:
+            _banded(right, steps, data, "gap", "", look)
+            zero_line(right)
+            right.set_title("Gold minus optimised")
+            right.set_ylabel("difference in gain [sd]")
+        else:
+            _banded(right, steps, data, "kl_token", "", look)
+            right.set_title("Distance over training")
+            right.set_ylabel("KL [nats per token]")
+            right.set_ylim(bottom=0)
         right.grid(axis="y")
         foot_legend(figure, handles)
         return figure
@@ -186,10 +195,11 @@ def token_join(result: Joined, *, width: float = PAGE) -> Figure:
         x, y = (data[name].values.ravel() for name in ("attribution", "log_ratio"))
         known = np.isfinite(x) & np.isfinite(y)
         left.scatter(x[known], y[known], s=8, color=SKY, alpha=0.6, linewidths=0, rasterized=known.sum() > _MANY)
-        _name_extremes(left, data, known)
         zero_line(left)
         zero_line(left, vertical=True)
         left.margins(0.12)
+        figure.draw_without_rendering()  # the room that a name takes is known once the panels have their size
+        _name_extremes(left, data, known)
         left.set_title("Log-ratio against reward attribution\none point a span of characters")
         left.set_xlabel("reward attribution")
         left.set_ylabel("log π tuned − log π base [nats]")
@@ -202,23 +212,34 @@ def token_join(result: Joined, *, width: float = PAGE) -> Figure:
 
 
 def _name_extremes(ax: Axes, data: xr.Dataset, known: np.ndarray, most: int = 3) -> None:
-    """The spans that lie farthest out on either axis, each word once."""
+    """The spans that lie farthest out on either axis, each word once, and none over another's name."""
     x, y = (np.where(known, data[name].values.ravel(), 0.0) for name in ("attribution", "log_ratio"))
     pieces, shown = data["piece"].values.ravel(), set()
+    taken: list[Bbox] = []
     for values in (x, y):
         kept = 0
         for place in np.argsort(-np.abs(values), kind="stable"):
             word = str(pieces[place])
-            if word in shown or not known[place]:
+            if word in shown or not known[place] or kept == most:
                 continue
-            shown.add(word)
             side = "right" if x[place] > 0 and values is x else "left"
-            offset = (-4, 3) if side == "right" else (4, 3)
-            text = drawable(word, 14)
-            ax.annotate(text, (x[place], y[place]), offset, textcoords="offset points", fontsize=8, ha=side)
-            kept += 1
-            if kept == most:
-                break
+            box = _named(ax, (x[place], y[place]), drawable(word, 14), side, taken)
+            if box is not None:
+                shown.add(word)
+                taken.append(box)
+                kept += 1
+
+
+def _named(ax: Axes, at: tuple[float, float], word: str, side: str, taken: list[Bbox]) -> Bbox | None:
+    """Write a word above a point, or below it; the room that it takes, None where there is none left."""
+    for rise, level in ((3, "bottom"), (-3, "top")):
+        offset = (-4 if side == "right" else 4, rise)
+        text = ax.annotate(word, at, offset, textcoords="offset points", fontsize=8, ha=side, va=level)
+        box = text.get_window_extent()
+        if not any(box.overlaps(other) for other in taken):
+            return box
+        text.remove()
+    return None
 
 
 def probes(result: Joined, *, width: float = PAGE) -> Figure:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
+from interp.columns import frame_text
 from interp.errors import MeasureError
 from interp.measures.arrays import MODELS, TokenTexts, dataset, strings, variable
 from interp.models import Policy, Source
 from interp.patching.checks import check_whole
 from interp.prompts import Prompts, TokenizedPrompts, check_same_vocabulary
+from interp.reward.findings import implicit_findings, least_explained
 from interp.reward.optimised import Optimised
 from interp.reward.responses import (
     Reads,
@@ -32,7 +34,6 @@ from interp.reward.within import (
     fixed_effects,
     permutations_within,
     spearman_within,
-    two_sided_p,
     unit_ranks,
 )
 from interp.stats import bootstrap_mean
@@ -43,22 +44,22 @@ FEWEST = 8
 _NAN = float("nan")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ImplicitReward:
     """The policy's shift beside the reward, sample by sample (see `implicit_reward`).
 
     Attributes:
         dataset: `log_ratio`, `reward` (as optimised), `score` (raw), `length`, `residual`, `completion`, the same
             centred within prompts with the length taken out (`reward_within`, `log_ratio_within`), token log-ratios to
-            look at (`token`, `token_log_ratio`), `spearman` by prompt, `slope` with its bounds, `effective_beta`, and
-            the nulls by permutation.
+            look at (`token`, `token_log_ratio`), `spearman` by prompt, `slope` with its bounds, `slope_without_length`,
+            `effective_beta`, and the nulls by permutation.
     """
 
     dataset: xr.Dataset
 
     def summary(self) -> pd.DataFrame:
         """The findings, one a row, with their intervals and what permuted rewards give."""
-        return _summary(self.dataset)
+        return implicit_findings(self.dataset)
 
     def texts(self, count: int = 5) -> pd.DataFrame:
         """The samples that the reward explains least, by kind, largest residual first.
@@ -71,7 +72,17 @@ class ImplicitReward:
         Args:
             count: rows of each kind.
         """
-        return _texts(self.dataset, count)
+        return least_explained(self.dataset, count)
+
+    def __repr__(self) -> str:
+        data = self.dataset
+        draws = data.sizes["draw"] * data.sizes["source"]
+        about = (
+            f"implicit reward: {data.sizes['prompt']} prompts, {draws} samples each; null: {data.attrs['permutations']}"
+            " permutations of the rewards within prompts"
+        )
+        then = ".texts() has the samples that reward explains least; interp.plot.join.implicit_reward(it) draws the fit"
+        return "\n".join([about, frame_text(self.summary().drop(columns=["reading", "n"])), then])
 
 
 def implicit_reward(
@@ -108,6 +119,8 @@ def implicit_reward(
     Where the policy also drifted in ways that no reward explains, tuned's own samples hold more of that drift (that is
     how they were chosen) and more reward, and the slope over both models' samples is too steep. `slope_by_source` fits
     each model's samples alone; base's were not chosen by the log-ratio, and their slope is free of this, though wider.
+
+    `slope_without_length` leaves the length out; where the two differ, part of what follows the reward is length.
 
     Intervals are bootstrap intervals over prompts (groups of prompts). The null permutes the rewards within each
     prompt, where a text that was sampled twice keeps one reward: what a reward of the same values would give that has
@@ -182,6 +195,7 @@ def calibrate(data: xr.Dataset, *, permutations: int = 999, seed: int = 0) -> Im
     clusters = np.asarray(data["group"].values)[index]
     x = np.stack([r, length], 1)
     fit = fixed_effects(y, x, index, clusters=clusters, seed=seed)
+    plain = fixed_effects(y, r[:, None], index, clusters=clusters, seed=seed)
     free = [fixed_effects(v, length[:, None], index).residual for v in (r, y)]
     side = np.arange(len(y)) // shape[2] % 2
     apart = [_of_source(y, x, index, clusters, side == each, seed) for each in (0, 1)]
@@ -201,6 +215,8 @@ def calibrate(data: xr.Dataset, *, permutations: int = 999, seed: int = 0) -> Im
     per = "nats per unit of reward"
     for end, row in zip(("", "_lower", "_upper"), np.array(apart).T, strict=True):
         found[f"slope_by_source{end}"] = variable("source", row, "slope of one model's samples", per)
+    for end, (value,) in zip(("", "_lower", "_upper"), (plain.values, plain.lower, plain.upper), strict=True):
+        found[f"slope_without_length{end}"] = variable("", value, "slope where length is left out of the fit", per)
     found["spearman"] = variable("prompt", by_prompt, "rank correlation of reward and log-ratio within a prompt")
     out = data.assign({name: xr.Variable(*each) for name, each in {**found, **_scalars(fit, nulls)}.items()})
     mean = bootstrap_mean(by_prompt, np.asarray(data["group"].values), seed=seed)
@@ -320,81 +336,3 @@ def _samples(
         draw=range(shape[0]),
         step=range(steps),
     )
-
-
-def _row(
-    data: xr.Dataset, finding: str, name: str, units: str, null: str | None = None, suffix: str = ""
-) -> dict[str, Any]:
-    value, low, high = (float(data[f"{name}{end}"]) for end in (suffix, "_lower", "_upper"))
-    drawn = data[null].values if null else np.empty(0)
-    ends = np.quantile(drawn, (0.025, 0.975)) if len(drawn) and np.isfinite(drawn).all() else (_NAN, _NAN)
-    return {
-        "reading": "implicit reward",
-        "finding": finding,
-        "estimate": value,
-        "lower": low,
-        "upper": high,
-        "null_low": float(ends[0]),
-        "null_high": float(ends[1]),
-        "p": two_sided_p(value, drawn),
-        "units": units,
-        "n": data.sizes["prompt"],
-    }
-
-
-def _summary(data: xr.Dataset) -> pd.DataFrame:
-    recipe = float(data.attrs.get("beta", _NAN))
-    beside = f" (the recipe's beta: {recipe:g})" if np.isfinite(recipe) else ""
-    rows = [
-        _row(
-            data,
-            "log-ratio per unit of reward, within prompts (1 / effective beta)",
-            "slope",
-            "nats per reward",
-            "null_slope",
-        ),
-        *(
-            _row(data.sel(source=each), f"the same, {each}'s samples alone", "slope_by_source", "nats per reward")
-            for each in MODELS
-        ),
-        _row(data, f"effective beta{beside}", "effective_beta", "reward per nat"),
-        _row(data, "Spearman of reward and log-ratio within prompts", "spearman", "", "null_spearman", "_mean"),
-        _row(data, "log-ratio per token of length", "length_slope", "nats per token"),
-    ]
-    share = float(data["explained"])
-    blank = {"lower": _NAN, "upper": _NAN, "null_low": _NAN, "null_high": _NAN, "p": _NAN}
-    finding = "variance of the log-ratio within prompts that reward and length explain"
-    rows.append({**rows[0], **blank, "finding": finding, "estimate": share, "units": "share"})
-    return pd.DataFrame(rows)
-
-
-Kind = Literal["drift toward", "drift away", "unclaimed"]
-
-
-def _texts(data: xr.Dataset, count: int) -> pd.DataFrame:
-    flat = data[["reward", "log_ratio", "residual", "completion"]].stack(sample=("prompt", "source", "draw"))
-    prompt = flat["prompt"].values
-    reward, ratio = (centred(flat[name].values.astype(float), prompt) for name in ("reward", "log_ratio"))
-    residual = flat["residual"].values.astype(float)
-    kinds: dict[Kind, np.ndarray] = {
-        "drift toward": residual > 0,
-        "drift away": (residual < 0) & (reward <= 0),
-        "unclaimed": (residual < 0) & (reward > 0),
-    }
-    rows = []
-    for kind, fits in kinds.items():
-        places = np.flatnonzero(fits)
-        for place in places[np.argsort(-np.abs(residual[places]), kind="stable")][:count]:
-            rows.append(
-                {
-                    "kind": kind,
-                    "prompt": str(data["text"].values[prompt[place]]),
-                    "completion": str(flat["completion"].values[place]),
-                    "source": str(flat["source"].values[place]),
-                    "reward": reward[place],
-                    "log_ratio": ratio[place],
-                    "residual": residual[place],
-                }
-            )
-    columns = ["kind", "prompt", "completion", "source", "reward", "log_ratio", "residual"]
-    return pd.DataFrame(rows, columns=columns)

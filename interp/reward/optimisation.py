@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,26 +11,47 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from interp.columns import frame_text
 from interp.errors import MeasureError
 from interp.measures.arrays import dataset, variable
-from interp.models import Policy, Source
+from interp.models import Policy, RewardModel, Source
 from interp.pair import CheckpointPair
 from interp.prompts import Prompts, check_same_vocabulary
+from interp.reward.courses import (
+    Place,
+    load_gold,
+    pair_at,
+    pair_prompts,
+    pair_reads,
+    pair_reward,
+    pair_setting,
+    pair_steps,
+    same_reward,
+)
 from interp.reward.responses import Reads, Reward, read_prompts, respond, response_kl, reward_words, scores
-from interp.stats import bootstrap_mean, selection_halves
+from interp.reward.within import unit_ranks
+from interp.stats import MIN_PROMPTS, bootstrap_mean, selection_halves
+
+CAVEAT = (
+    "Over-optimisation is gold falling while the optimised reward still rises. A gap by itself may come of scale: gains"
+    " are in each reward's own sd, and a score that saturates gains less. What both mistake alike, neither shows."
+)
 
 _NAN = float("nan")
 _ENDS = ("", "_lower", "_upper")
+_SD = "sd of base's scores"
+_RESAMPLES = 2000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class OverOptimisation:
     """Reward against KL over the checkpoints of one training (see `over_optimisation`).
 
     Attributes:
         dataset: by `step` `reward`, `gold` (raw, with bounds), `reward_gain`, `gold_gain` (against base, in standard
-            deviations of base's scores), `kl_token`, `kl_response` and `distance` (its square root); by prompt, step
-            and draw the scores and the KL they are means of; `peak` and what the gold reward lost after it.
+            deviations of base's scores), `gap` (gold's gain minus the optimised one's), `agreement` (rank correlation
+            of the two over the step's samples), `kl_token`, `kl_response` and `distance` (its square root); by prompt,
+            step and draw the scores and the KL they are means of; `peak` and what the gold reward lost after it.
     """
 
     dataset: xr.Dataset
@@ -38,16 +60,34 @@ class OverOptimisation:
         """The findings, one a row, with their intervals."""
         return _summary(self.dataset)
 
+    def course(self) -> pd.DataFrame:
+        """One row a checkpoint: KL, both rewards, their gains and how far they agree."""
+        names = ("kl_token", "distance", "reward", "gold", "reward_gain", "gold_gain", "gap", "agreement")
+        return pd.DataFrame(
+            {"step": self.dataset["step"].values}
+            | {name: self.dataset[name].values for name in names if name in self.dataset}
+        )
+
+    def __repr__(self) -> str:
+        data = self.dataset
+        steps = f"steps {', '.join(map(str, data['step'].values.tolist()))}"
+        about = f"over-optimisation: {steps}; {data.sizes['prompt']} prompts, {data.sizes['draw']} samples each"
+        frame = self.summary().drop(columns=["reading", "n"])
+        then = ".course() has a row a checkpoint, .dataset every score; interp.plot.join.over_optimisation(it) draws it"
+        caveat = [data.attrs["caveat"]] if "gold" in data and "caveat" in data.attrs else []
+        return "\n".join([about, frame_text(frame), *caveat, then])
+
 
 def over_optimisation(
-    pair: CheckpointPair | Mapping[int, Source | Policy],
-    reward: Reward,
-    prompts: Prompts | Sequence[str],
+    pair: CheckpointPair | Place | Mapping[int, Source | Policy],
+    reward: Reward | Place | None = None,
+    prompts: Prompts | Sequence[str] | None = None,
     *,
-    gold: Reward | None = None,
+    gold: Reward | Place | None = None,
+    gold_label: str | None = None,
     samples: int = 4,
-    reads: Reads = "sample",
-    max_new_tokens: int = 24,
+    reads: Reads | None = None,
+    max_new_tokens: int | None = None,
     seed: int = 0,
     batch_size: int = 32,
 ) -> OverOptimisation:
@@ -58,36 +98,54 @@ def over_optimisation(
     for that: it says the more, the less it shares with the first in data and training, and what both mistake alike it
     cannot show. Their law of the two curves is not fitted: a few checkpoints do not pin its coefficients down.
 
+    `over_optimisation("runs/joy", gold="runs/other_reward")` is enough where the pair was trained with
+    `train.checkpoint_interval`: reward, held-out prompts, length and what the reward read are then the pair's own.
+
     Every checkpoint responds to the same prompts with the same random numbers. KL(checkpoint || base) is exact over the
     vocabulary at every response token of the checkpoint's own samples: `kl_response` is its sum over a response, in the
-    mean over responses, `kl_token` the mean over response tokens. Intervals resample prompts. The peak is the step
-    of the highest mean gold reward on half of the prompts; what was lost from there to the last step is estimated on
-    the other half (from 16 prompts on; else on the same, and is then too large).
+    mean over responses, `kl_token` the mean over response tokens. Intervals resample prompts. The peak is the step of
+    the highest mean gold reward on half of the prompts; what was lost from there to the last step is estimated on the
+    other half (from 16 prompts on; else on the same, and is then too large).
+
+    Gains are in standard deviations of base's own scores, as two reward models need not share a scale; their intervals
+    resample that standard deviation too. A score that saturates (a probability, a reward model that is never sure)
+    gains fewer of them, so the sign of `gap` alone says little, and its course says more.
 
     Args:
-        pair: a pair with stored checkpoints, or policies by optimiser step, the first of them base.
-        reward: what was optimised, the proxy.
-        prompts: what is responded to.
-        gold: another reward, which was not optimised.
+        pair: a pair with stored checkpoints or its folder, or policies by optimiser step, the first of them base.
+        reward: what was optimised, the proxy. None: the pair's own. A folder or id is read for the pair's label.
+        prompts: what is responded to. None: the pair's held-out prompts.
+        gold: another reward, which was not optimised; a folder or id is read for the optimised label.
+        gold_label: the label that a folder or id of `gold` is read for, where it has another name.
         samples: responses to each prompt from each checkpoint.
-        reads: what reward models read: prompt and response as one text, or the response.
-        max_new_tokens: most tokens of a response; take the recipe's.
+        reads: what reward models read: prompt and response as one text, or the response. None: as in the pair's
+            recipe, else "sample".
+        max_new_tokens: most tokens of a response. None: the pair's recipe's, else 24.
         seed: seed of samples and intervals.
         batch_size: responses a forward pass.
 
     Raises:
-        MeasureError: there are no checkpoints between base and tuned, or too few samples.
+        MeasureError: there are no checkpoints between base and tuned, too few samples, gold is the optimised reward, or
+            something is left out that the pair does not tell.
         TokenizerMismatch: a checkpoint has another vocabulary than base.
+        LoadError: a model cannot be loaded, or lacks the label.
     """
     if samples < 1:
         raise MeasureError(f"samples must be at least 1 a prompt, not {samples}")
+    pair = _found(pair)
     sources = _policies(pair)
+    rewards = _rewards(pair, reward, gold, gold_label)
+    reads = reads or pair_reads(pair)
+    max_new_tokens = max_new_tokens or pair_setting(pair, "generate", "max_new_tokens", 24)
+    if prompts is None:
+        if not isinstance(pair, CheckpointPair):
+            raise MeasureError("policies by step do not say what they were judged on; pass prompts=")
+        prompts = pair_prompts(pair)
+    prompts = prompts if isinstance(prompts, Prompts) else Prompts(prompts)
     steps = sorted(sources)
     base = Policy.load(sources[steps[0]])
-    prompts = prompts if isinstance(prompts, Prompts) else Prompts(prompts)
     tokens = read_prompts([base], prompts)
     known: dict[str, list[np.ndarray]] = {"score": [], "gold_score": [], "kl": [], "length": []}
-    rewards = {"score": reward} if gold is None else {"score": reward, "gold_score": gold}
     for step in steps:
         # One checkpoint is in memory at a time beside base, however many there are.
         policy = base if step == steps[0] else Policy.load(sources[step])
@@ -104,18 +162,52 @@ def over_optimisation(
     return curve(steps, arrays, groups, words={n: reward_words(r) for n, r in rewards.items()}, seed=seed)
 
 
-def _policies(pair: CheckpointPair | Mapping[int, Source | Policy]) -> dict[int, Any]:
-    if not isinstance(pair, CheckpointPair):
-        if len(pair) < 2:
-            raise MeasureError(f"give policies of at least two steps, base's first; {len(pair)} came")
-        return dict(pair)
-    if not pair.checkpoints:
+def _found(pair: CheckpointPair | Place | Mapping[int, Source | Policy]) -> CheckpointPair | Mapping[int, Any]:
+    if not isinstance(pair, (str, os.PathLike)):
+        return pair
+    found = pair_at(pair)
+    if found is None:
         raise MeasureError(
-            "the pair has no checkpoints, and base and tuned alone show no course; train it with"
-            " --set train.checkpoint_interval=20, or pass policies by step"
+            f"{os.fspath(pair)} is no pair's folder (there is no pair.json); pass one, or models by step"
         )
-    last = int(pair.manifest["final"].get("steps", 1 + max(pair.checkpoints)))
-    return {0: pair.base, **pair.checkpoints, last: pair.tuned}
+    return found
+
+
+def _policies(pair: CheckpointPair | Mapping[int, Source | Policy]) -> dict[int, Any]:
+    if isinstance(pair, CheckpointPair):
+        return pair_steps(pair)
+    if len(pair) < 2:
+        raise MeasureError(f"give policies of at least two steps, base's first; {len(pair)} came")
+    return dict(pair)
+
+
+def _rewards(
+    pair: CheckpointPair | Mapping[int, Any],
+    reward: Reward | Place | None,
+    gold: Reward | Place | None,
+    gold_label: str | None,
+) -> dict[str, Reward]:
+    """The optimised reward as `score`, and gold, where there is one, as `gold_score`."""
+    if reward is None:
+        if not isinstance(pair, CheckpointPair):
+            raise MeasureError("policies by step do not say what they were tuned toward; pass reward=")
+        reward = pair_reward(pair)
+    elif isinstance(reward, (str, os.PathLike)):
+        how = pair.manifest.get("reward") or {} if isinstance(pair, CheckpointPair) else {}
+        reward = RewardModel.load(reward, label=how.get("label"), output=how.get("output", "probability"))
+    if gold is None:
+        return {"score": reward}
+    if isinstance(gold, (str, os.PathLike)):
+        label = gold_label or (reward.label if isinstance(reward, RewardModel) else None)
+        gold = load_gold(gold, label=label, output=reward.output if isinstance(reward, RewardModel) else "probability")
+    elif gold_label is not None:
+        raise MeasureError("gold_label says what a folder or id is read for; a loaded reward model has its label")
+    if same_reward(reward, gold):
+        raise MeasureError(
+            "gold is the very reward that was optimised (same weights and label), so it cannot fall behind; pass a"
+            " reward model of other data, or at least of another seed"
+        )
+    return {"score": reward, "gold_score": gold}
 
 
 def curve(
@@ -143,6 +235,7 @@ def curve(
         "kl": variable(dims, arrays["kl"], "KL(checkpoint || base), summed over the response", "nats"),
         "length": variable(dims, arrays["length"], "response tokens, the end token included", "tokens"),
     }
+    gains: dict[str, np.ndarray] = {}
     for name, short in (("score", "reward"), ("gold_score", "gold")):
         if name not in arrays:
             continue
@@ -153,11 +246,13 @@ def curve(
                 f"{said}: base's samples all score {values.flat[0]:g}, so a gain has no scale; take more"
             )
         found[name] = variable(dims, values, said, units)
-        gain = (values - values[:, :1].mean()) / spread
-        for short_name, each, unit in ((short, values, units), (f"{short}_gain", gain, "sd of base's scores")):
-            for end, row in zip(_ENDS, _means(each, groups, seed), strict=True):
-                found[f"{short_name}{end}"] = variable("step", row, said, unit)
-        found |= _peak(short, values, steps, groups, seed)
+        gains[short] = _gains(values, groups, seed)
+        rows = ((short, _means(values, groups, seed), units), (f"{short}_gain", _bounds(gains[short]), _SD))
+        for key, ends, unit in rows:
+            for end, row in zip(_ENDS, ends, strict=True):
+                found[f"{key}{end}"] = variable("step", row, said, unit)
+    if len(gains) == 2:
+        found |= _together(gains, arrays)
     for end, row in zip(_ENDS, _means(arrays["kl"], groups, seed), strict=True):
         found[f"kl_response{end}"] = variable("step", row, "KL(checkpoint || base) per response", "nats")
         root = np.sqrt(np.maximum(row, 0))
@@ -169,7 +264,7 @@ def curve(
         k: v for s, n in names.items() if n in arrays for k, v in _peak(s, arrays[n], steps, groups, seed).items()
     }
     sizes = arrays["score"].shape
-    data = dataset(found, step=steps, prompt=range(sizes[0]), draw=range(sizes[2]))
+    data = dataset(found, step=steps, prompt=range(sizes[0]), draw=range(sizes[2])).assign_attrs(caveat=CAVEAT)
     return OverOptimisation(data.assign_coords(group=("prompt", groups)))
 
 
@@ -177,6 +272,49 @@ def _means(values: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarray:
     """Mean over prompts and draws, and its bounds, at every step: [3, step]."""
     rows = [bootstrap_mean(values[:, step].mean(-1), groups, seed=seed) for step in range(values.shape[1])]
     return np.array(rows).T
+
+
+def _gains(values: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarray:
+    """Gain over base in standard deviations of base's scores: [1 + resample, step], the estimate first.
+
+    Each resample of the groups has a standard deviation of its own: where base's scores are skewed, as those of a rare
+    label are, a few prompts set the scale, and bounds that took it for known would be far too narrow.
+    """
+    _, cluster = np.unique(groups, return_inverse=True)
+    count = int(cluster.max()) + 1
+    shifted = values - values[:, 0].mean()
+    sums = np.zeros((count, values.shape[1] + 2))  # of each step's scores, of base's squares, and of how many
+    columns = [shifted.sum(-1), (shifted[:, 0] ** 2).sum(-1)[:, None], np.full((len(values), 1), values.shape[2])]
+    np.add.at(sums, cluster, np.concatenate(columns, axis=1))
+    weights = np.ones((1, count))
+    if count >= MIN_PROMPTS:
+        drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=_RESAMPLES)
+        weights = np.concatenate([weights, drawn])
+    totals = weights @ sums
+    means, square = totals[:, :-2] / totals[:, -1:], totals[:, -2] / totals[:, -1]
+    spread = np.sqrt(np.maximum(square - means[:, 0] ** 2, 0))
+    spread[spread == 0] = np.nan
+    return np.asarray((means - means[:, :1]) / spread[:, None])
+
+
+def _bounds(rows: np.ndarray) -> np.ndarray:
+    """An estimate and the bounds that its resamples give: [3, step]."""
+    if len(rows) == 1:
+        return np.concatenate([rows, np.full((2, rows.shape[1]), np.nan)])
+    return np.concatenate([rows[:1], np.nanquantile(rows[1:], (0.025, 0.975), axis=0)])
+
+
+def _together(gains: Mapping[str, np.ndarray], arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """How far gold's gain is behind the optimised one's, and whether the two still rank a step's samples alike."""
+    rows = _bounds(gains["gold"] - gains["reward"])  # both have the same resamples
+    said = "gain of gold minus that of the optimised reward"
+    found = {f"gap{end}": variable("step", row, said, _SD) for end, row in zip(_ENDS, rows, strict=True)}
+    count = arrays["score"].shape[1]
+    flat = [arrays[name].transpose(1, 0, 2).ravel() for name in ("score", "gold_score")]
+    index = np.repeat(np.arange(count), len(flat[0]) // count)
+    both = np.bincount(index, weights=unit_ranks(flat[0], index) * unit_ranks(flat[1], index))
+    found["agreement"] = variable("step", both, "Spearman of gold and optimised reward over all samples")
+    return found
 
 
 def _per_token(arrays: Mapping[str, np.ndarray], groups: np.ndarray, seed: int) -> np.ndarray:
@@ -211,16 +349,23 @@ def _summary(data: xr.Dataset) -> pd.DataFrame:
         row = {"reading": "over-optimisation", "finding": finding, "estimate": numbers[0], "lower": low, "upper": high}
         rows.append({**row, "units": units, "n": data.sizes["prompt"]})
 
-    last = int(data["step"].values[-1])
+    first, last = (int(data["step"].values[at]) for at in (0, -1))
     for short, name in (("reward", "score"), ("gold", "gold_score")):
         if name not in data:
             continue
         said, units = data[name].attrs["long_name"], data[name].attrs["units"]
         role = f"optimised {said}" if short == "reward" else f"gold {said}"
-        add(f"{role}: base", short, units, at=int(data["step"].values[0]))
+        add(f"{role}: base", short, units, at=first)
         add(f"{role}: step {last}", short, units, at=last)
         add(f"{role}: step of the highest mean", f"{short}_peak", "steps")
         add(f"{role}: change from its peak to step {last}", f"{short}_fall", units)
+    if "gap" in data:
+        unit = data["gap"].attrs["units"]
+        for role, name in (("optimised reward", "reward_gain"), ("gold reward", "gold_gain")):
+            add(f"gain of the {role} at step {last}", name, unit, at=last)
+        add(f"gain of gold minus that of the optimised reward at step {last}", "gap", unit, at=last)
+        for step in (first, last):
+            add(f"Spearman of gold and optimised reward over samples of step {step}", "agreement", "", at=step)
     add(f"KL(step {last} || base) per response", "kl_response", "nats", at=last)
     add(f"KL(step {last} || base) per response token", "kl_token", "nats", at=last)
     return pd.DataFrame(rows)

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 from jaxtyping import Float
-from torch import nn
 
+from interp.columns import frame_text
 from interp.errors import MeasureError, MissingExtra, PromptError
 from interp.measures.arrays import dataset, variable
-from interp.models import Policy, RewardModel
+from interp.pair import CheckpointPair
+from interp.reward.courses import Course, Place, courses_of, loaded
 from interp.reward.states import Pooling, activations
 from interp.reward.texts import check_texts
 from interp.stats import bootstrap_mean, null_range, rank_p, selection_halves
-
-Model = Policy | RewardModel | Callable[[], Policy | RewardModel] | str | os.PathLike[str] | nn.Module
-"""A model, a function that loads it when its turn comes, or what `Policy.load` takes."""
 
 CAVEAT = (
     "A probe finds what a linear map can read, not what the model uses; wide layers and even random ones hold much of a"
@@ -32,7 +29,7 @@ _NAN = float("nan")
 _ENDS = ("", "_lower", "_upper")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Probes:
     """What linear probes read at each layer of each checkpoint (see `probes`).
 
@@ -48,9 +45,20 @@ class Probes:
         """The findings, one a row; what they can and cannot say is in `attrs["caveat"]` of the frame."""
         return _summary(self.dataset)
 
+    def __repr__(self) -> str:
+        data = self.dataset
+        about = (
+            f"probes: {data.attrs['texts']} texts, {data.attrs['folds']} folds; null: the best layer's probe on"
+            f" {data.attrs['permutations']} shuffles of the labels"
+        )
+        frame = self.summary().drop(columns=["reading", "n"])
+        then = ".dataset has every layer and checkpoint; interp.plot.join.probes(it) draws them"
+        notes = [each for each in str(data.attrs.get("notes", "")).split("\n") if each]
+        return "\n".join([about, frame_text(frame), *notes, data.attrs["caveat"], then])
+
 
 def probes(
-    models: Mapping[str, Mapping[int, Model]],
+    models: CheckpointPair | Place | Mapping[str, Course],
     texts: Sequence[str],
     labels: Sequence[int],
     *,
@@ -58,7 +66,7 @@ def probes(
     pooling: Pooling = "mean",
     folds: int = 5,
     strength: float = 0.1,
-    permutations: int = 5,
+    permutations: int = 19,
     seed: int = 0,
     batch_size: int = 32,
 ) -> Probes:
@@ -76,9 +84,16 @@ def probes(
     random layers hold much of a text, hence the gain over the same layer at step 0); or that one model taught the
     other, as the shares of two trainings are two clocks.
 
+    The cost is one forward pass of the texts through each checkpoint, and layers x folds x (checkpoints + permutations)
+    small fits, which are nearly all of it. The null is that of the last checkpoint, which is what is judged. The p is
+    that of the last checkpoint's best layer among the best layers on shuffled labels, so that the choice is paid for;
+    19 is the fewest with which it can reach 0.05.
+
     Args:
-        models: by name, the model at each optimiser step; the first step is what the others are compared with, as a
-            rule 0. They are loaded one at a time where they are functions or paths.
+        models: a pair that kept checkpoints, or its folder: its policy and, where that kept checkpoints too, its reward
+            model. Or by name such a pair, the folder of a reward model with checkpoints, or the model at each optimiser
+            step. The first step is what the others are compared with, as a rule 0. Folders and functions are loaded
+            one at a time.
         texts: texts with and without the concept.
         labels: 1 or 0 for each.
         groups: texts of one group stay in one fold and are resampled together. None: each is its own.
@@ -86,7 +101,7 @@ def probes(
             output is read (the last of a causal model).
         folds: parts of the cross-validation.
         strength: inverse strength of the probes' L2 penalty (scikit-learn's C).
-        permutations: shuffled labels at each layer of each checkpoint; a p needs 19.
+        permutations: shuffled labels at each layer of the last checkpoint; a p needs 19, 0 takes no null.
         seed: seed of folds, shuffles and intervals.
         batch_size: texts a forward pass.
 
@@ -105,40 +120,33 @@ def probes(
         raise MeasureError(f'pooling is "mean" or "read", not {pooling!r}')
     if permutations < 0 or not strength > 0:
         raise MeasureError(f"permutations must be 0 or more and strength above 0, not {permutations} and {strength}")
-    for name, steps in models.items():
-        if len(steps) < 2:
-            raise MeasureError(
-                f"{name} has {len(steps)} checkpoint; give its model at two steps or more, the first untrained"
-            )
-    if not models:
-        raise MeasureError("there is no model to probe; give at least one by name, with its checkpoints by step")
+    courses, notes = courses_of(models)
     splits = _splits(target, index, folds, seed)
     shuffled = _shuffles(target, index, permutations, seed)
     found: dict[str, list[_Cell]] = {}
-    for name, steps in models.items():
+    for name, steps in courses.items():
         found[name] = []
         for step in sorted(steps):
-            states = activations(_loaded(steps[step]), said, pooling=pooling, batch_size=batch_size)
+            states = activations(loaded(steps[step]), said, pooling=pooling, batch_size=batch_size)
             if found[name] and len(states) != len(found[name][0].accuracy):
                 raise MeasureError(
                     f"{name} has {len(states) - 1} layers at step {step} and {len(found[name][0].accuracy) - 1} before;"
                     " give checkpoints of one model"
                 )
-            found[name].append(_probed(states, target, splits, shuffled, strength))
-    trained = {name: sorted(steps) for name, steps in models.items()}
+            last = step == max(steps)  # what is judged; elsewhere a null would cost as much and say no more
+            found[name].append(_probed(states, target, splits, shuffled if last else (), strength))
+    trained = {name: sorted(steps) for name, steps in courses.items()}
     data = _collected(found, trained, target, index, seed)
     data.attrs.update(
-        pooling=pooling, folds=folds, strength=strength, permutations=permutations, seed=seed, caveat=CAVEAT
+        pooling=pooling,
+        folds=folds,
+        strength=strength,
+        permutations=permutations,
+        seed=seed,
+        caveat=CAVEAT,
+        notes="\n".join(notes),
     )
     return Probes(data)
-
-
-def _loaded(model: Model) -> Policy | RewardModel:
-    if isinstance(model, (Policy, RewardModel)):
-        return model
-    if isinstance(model, (str, os.PathLike, nn.Module)):
-        return Policy.load(model)
-    return model()
 
 
 def _checked(
@@ -200,36 +208,54 @@ def _probed(
 ) -> _Cell:
     correct, areas, nulls = [], [], []
     for values in states:
-        hits, area = _held_out(values, target, splits, strength)
-        correct.append(hits)
-        areas.append(area)
-        nulls.append([_held_out(values, labels, splits, strength)[0].mean() for labels in shuffled])
+        parts = [_standardised(values, *split) for split in splits]  # once for all labels: fits are small, and many
+        said = _held_out(parts, target, splits, strength)
+        correct.append(_hits(said, target))
+        areas.append(_area(said, target, splits))
+        each = (_hits(_held_out(parts, labels, splits, strength), labels) for labels in shuffled)
+        nulls.append([hits.mean() for hits in each])
     rows = np.stack(correct)
     return _Cell(rows, rows.mean(-1), np.array(areas), np.array(nulls).reshape(len(rows), len(shuffled)))
 
 
-def _held_out(
-    values: np.ndarray, target: np.ndarray, splits: Sequence[tuple[np.ndarray, np.ndarray]], strength: float
-) -> tuple[np.ndarray, float]:
-    """Whether each text is judged rightly, weighted so that the mean is the balanced accuracy; mean AUROC of folds."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.metrics import roc_auc_score
-    from sklearn.pipeline import make_pipeline
+def _standardised(values: np.ndarray, train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both parts, scaled by the mean and spread of the first."""
     from sklearn.preprocessing import StandardScaler
 
-    weight = len(target) / (2 * np.bincount(target, minlength=2))[target]
-    judged, areas = np.zeros(len(target)), []
-    for train, test in splits:
+    scaler = StandardScaler().fit(values[train])
+    return scaler.transform(values[train]), scaler.transform(values[test])
+
+
+def _held_out(
+    parts: Sequence[tuple[np.ndarray, np.ndarray]],
+    target: np.ndarray,
+    splits: Sequence[tuple[np.ndarray, np.ndarray]],
+    strength: float,
+) -> np.ndarray:
+    """What the probe of the fold that did not see it says of each text: above 0 for label 1."""
+    from sklearn.linear_model import LogisticRegression
+
+    said = np.zeros(len(target))
+    for (known, new), (train, test) in zip(parts, splits, strict=True):
         if len(np.unique(target[train])) < 2:  # shuffled labels may leave a fold with one
-            judged[test] = target[test] == target[train][0]
+            said[test] = 2.0 * target[train][0] - 1
             continue
-        probe = make_pipeline(StandardScaler(), LogisticRegression(C=strength, class_weight="balanced", max_iter=2000))
-        probe.fit(values[train], target[train])
-        said = probe.decision_function(values[test])
-        judged[test] = (said > 0) == target[test]
-        if len(np.unique(target[test])) == 2:
-            areas.append(float(roc_auc_score(target[test], said)))
-    return judged * weight, float(np.mean(areas)) if areas else _NAN
+        probe = LogisticRegression(C=strength, class_weight="balanced", max_iter=2000).fit(known, target[train])
+        said[test] = probe.decision_function(new)
+    return said
+
+
+def _hits(said: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Whether each text is judged rightly, weighted so that the mean is the balanced accuracy."""
+    return ((said > 0) == target) * (len(target) / (2 * np.bincount(target, minlength=2))[target])
+
+
+def _area(said: np.ndarray, target: np.ndarray, splits: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
+    """Mean over the folds of the area under the ROC curve."""
+    from sklearn.metrics import roc_auc_score
+
+    areas = [roc_auc_score(target[test], said[test]) for _, test in splits if len(np.unique(target[test])) == 2]
+    return float(np.mean(areas)) if areas else _NAN
 
 
 def _collected(
@@ -237,7 +263,7 @@ def _collected(
 ) -> xr.Dataset:
     names, count = list(found), len(target)
     sizes = (len(names), max(map(len, found.values())), max(len(cells[0].accuracy) for cells in found.values()))
-    chances = found[names[0]][0].null.shape[1]
+    chances = found[names[0]][-1].null.shape[1]
     keys = [f"{name}{end}" for name in ("accuracy", "gain") for end in _ENDS]
     arrays = {key: np.full(sizes, np.nan) for key in [*keys, "auroc"]}
     arrays["null_accuracy"] = np.full((*sizes, chances), np.nan)
@@ -246,11 +272,13 @@ def _collected(
     for m, name in enumerate(names):
         cells, steps = found[name], np.array(trained[name], dtype=float)
         clock["trained"][m, : len(steps)] = steps
-        clock["fraction"][m, : len(steps)] = (steps - steps[0]) / (steps[-1] - steps[0])
+        clock["fraction"][m, : len(steps)] = steps / steps[-1]
         hits = np.stack([cell.correct for cell in cells])  # step layer prompt
         for s, cell in enumerate(cells):
             depth = slice(0, len(cell.accuracy))
-            arrays["auroc"][m, s, depth], arrays["null_accuracy"][m, s, depth] = cell.auroc, cell.null
+            arrays["auroc"][m, s, depth] = cell.auroc
+            if cell.null.shape[1] == chances:
+                arrays["null_accuracy"][m, s, depth] = cell.null
             for key, rows in (("accuracy", hits[s]), ("gain", hits[s] - hits[0])):
                 bounds = np.array([bootstrap_mean(row, index, seed=seed) for row in rows]).T
                 for end, row in zip(_ENDS, bounds, strict=True):
@@ -318,16 +346,23 @@ def half_way(gain: Float[np.ndarray, " step"], fraction: Float[np.ndarray, " ste
     return float(fraction[at - 1] + share * (fraction[at] - fraction[at - 1]))
 
 
+def _best(nulls: Float[np.ndarray, "layer permutation"]) -> Float[np.ndarray, " permutation"]:
+    """The best layer's accuracy on each shuffle, as the layer that is read was chosen too."""
+    there = nulls[np.isfinite(nulls).all(-1)]
+    return np.asarray(there.max(0) if len(there) else nulls[0])
+
+
 def _summary(data: xr.Dataset) -> pd.DataFrame:
     rows = []
     for name in data["model"].values:
         own = data.sel(model=name)
         layer, last = int(own["best_layer"]), int(np.isfinite(own["trained"].values).sum()) - 1
         cell = own.isel(step=last, layer=layer)
-        nulls = cell["null_accuracy"].values
+        nulls = _best(own.isel(step=last)["null_accuracy"].values)
         low, high = null_range(nulls.tolist())
         p = rank_p(float(cell["accuracy"]) - 0.5, (nulls - 0.5).tolist())
         where = f"{name}, layer {layer} of {int(own['layers'])}"
+        first = int(own["trained"].values[0])
 
         def bounds(key: str, of: xr.Dataset) -> dict[str, float]:
             return dict(zip(("estimate", "lower", "upper"), (float(of[f"{key}{e}"]) for e in _ENDS), strict=True))
@@ -342,7 +377,7 @@ def _summary(data: xr.Dataset) -> pd.DataFrame:
                 "p": p,
                 "units": "share",
             },
-            {"finding": f"{where}: gain over step 0", **bounds("final_gain", own), **none, "units": "share"},
+            {"finding": f"{where}: gain over step {first}", **bounds("final_gain", own), **none, "units": "share"},
             {
                 "finding": f"{where}: half of it was there at this share of the training",
                 **bounds("half_gain", own),

@@ -10,13 +10,15 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from interp.columns import frame_text
 from interp.errors import MeasureError, PromptError
 from interp.measures.arrays import dataset, strings, variable
 from interp.models import Policy, Source
 from interp.prompts import TokenizedPrompts, check_same_vocabulary, encode
+from interp.reward.findings import READINGS, token_findings
 from interp.reward.responses import Responses, response_log_probs
 from interp.reward.texts import check_texts
-from interp.reward.within import centred, permutations_within, two_sided_p, unit_ranks
+from interp.reward.within import centred, permutations_within, unit_ranks
 from interp.stats import bootstrap_mean
 
 Span = tuple[int, int]
@@ -24,15 +26,9 @@ Valued = Sequence[tuple[int, int, float]]
 """Characters [start, end) of a text, and what is attributed to them."""
 
 _NAN = float("nan")
-READINGS = {
-    "signed": "attribution and log-ratio",
-    "size": "|attribution| and |log-ratio|",
-    "size_given_surprise": "|attribution| and |log-ratio|, base's surprise held fixed",
-}
-"""What is correlated, by the beginning of its variables' names."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TokenJoin:
     """Reward attribution and log-ratio on the same characters (see `token_join`).
 
@@ -46,7 +42,20 @@ class TokenJoin:
 
     def summary(self) -> pd.DataFrame:
         """The findings, one a row, with their intervals and what permuted attributions give."""
-        return _summary(self.dataset)
+        return token_findings(self.dataset)
+
+    def __repr__(self) -> str:
+        data = self.dataset
+        about = (
+            f"token join: {data.sizes['prompt']} texts; null: {data.attrs['permutations']} permutations of the"
+            " attributions within texts"
+        )
+        frame = self.summary().drop(columns=["reading", "units", "n"])
+        then = (
+            ".dataset has every span; interp.plot.join.token_join(it) draws them,"
+            ' interp.report.join.write_tokens(it, "tokens.html") colours the texts'
+        )
+        return "\n".join([about, frame_text(frame), then])
 
 
 def token_join(
@@ -101,13 +110,41 @@ def token_join(
         if given is not None and len(given) != len(said):
             raise PromptError(f"{len(said)} texts but {len(given)} {name}; give one for each text")
     _check_spans(said, spans)
-    own = _policy_spans(first, second, said, batch_size)
-    rows = []
-    for index, text in enumerate(said):
-        begin = starts[index] if starts is not None else 0
-        rows.append([row for row in _joined(text, spans[index], own[index]) if row[0] >= begin])
+    moved = _policy_spans(first, second, said, batch_size)
     names = list(groups) if groups is not None else [str(index) for index in range(len(said))]
-    return correlate(said, rows, np.unique(np.asarray(names), return_inverse=True)[1], permutations, seed)
+    owners = np.unique(np.asarray(names), return_inverse=True)[1]
+    return join_spans(said, spans, moved, starts=starts, groups=owners, permutations=permutations, seed=seed)
+
+
+def join_spans(
+    texts: Sequence[str],
+    attributed: Sequence[Valued],
+    moved: Sequence[Sequence[tuple[Any, ...]]],
+    *,
+    starts: Sequence[int] | None = None,
+    groups: np.ndarray,
+    permutations: int = 999,
+    seed: int = 0,
+) -> TokenJoin:
+    """Join attributions and log-ratios that are there already (see `token_join`).
+
+    Args:
+        texts: the texts.
+        attributed: for each text (start, end, attribution) of the reward model's tokens.
+        moved: for each text (start, end, log-ratio, base's surprise) of the policies' tokens.
+        starts: character at which each response begins.
+        groups: group of each text.
+        permutations: draws of the null.
+        seed: seed of intervals and null.
+
+    Raises:
+        MeasureError: there is no text of three spans or more.
+    """
+    rows = []
+    for index, text in enumerate(texts):
+        begin = starts[index] if starts is not None else 0
+        rows.append([row for row in _joined(text, attributed[index], moved[index]) if row[0] >= begin])
+    return correlate(texts, rows, groups, permutations, seed)
 
 
 def spans_of(attribution: Any, *, label: str | None = None) -> list[Valued]:
@@ -326,35 +363,3 @@ def _reading(
 def _mean(values: Iterable[float]) -> float:
     finite = [value for value in values if np.isfinite(value)]
     return float(np.mean(finite)) if finite else _NAN
-
-
-def _summary(data: xr.Dataset) -> pd.DataFrame:
-    rows = []
-    spans = int(np.isfinite(data["attribution"].values).sum())
-    for name, said in READINGS.items():
-        kinds = (
-            (f"{name}_spearman_mean", "spearman", "mean over texts"),
-            (f"{name}_pooled", "pooled", f"{spans} spans"),
-        )
-        for key, end, over in kinds:
-            drawn = data[f"null_{name}_{end}"].values
-            real = len(drawn) and np.isfinite(drawn).all()
-            ends = np.quantile(drawn, (0.025, 0.975)) if real else (_NAN, _NAN)
-            bounds = [f"{name}_spearman_{each}" for each in ("lower", "upper")] if end == "spearman" else []
-            low, high = [float(data[bound]) for bound in bounds] or (_NAN, _NAN)
-            value = float(data[key])
-            rows.append(
-                {
-                    "reading": "token join",
-                    "finding": f"Spearman of {said}: {over}",
-                    "estimate": value,
-                    "lower": low,
-                    "upper": high,
-                    "null_low": float(ends[0]),
-                    "null_high": float(ends[1]),
-                    "p": two_sided_p(value, drawn),
-                    "units": "",
-                    "n": data.sizes["prompt"],
-                }
-            )
-    return pd.DataFrame(rows)

@@ -72,6 +72,28 @@ def test_a_shift_that_has_nothing_to_do_with_the_reward_is_not_found():
     assert 0.3 < ps.mean() < 0.7
 
 
+def test_length_left_out_and_in_by_dummies():
+    toys = toy(draws=8, prompts=9)
+    # What was paid for is the length alone; the reward goes with it.
+    toys["log_ratio"] = 2.0 * toys["length"]
+    toys["reward"] = toys["length"] + 0.3 * toys["reward"]
+    data = calibrate(toys, permutations=9).dataset
+    y, r, length = (toys[name].values.ravel() for name in ("log_ratio", "reward", "length"))
+    dummies = np.repeat(np.eye(9), 16, axis=0)
+    both = np.linalg.lstsq(np.column_stack([r, length, dummies]), y, rcond=None)[0]
+    alone = np.linalg.lstsq(np.column_stack([r, dummies]), y, rcond=None)[0]
+    assert float(data["slope"]) == pytest.approx(both[0], abs=1e-9) and abs(both[0]) < 1e-9
+    assert float(data["length_slope"]) == pytest.approx(2)
+    assert float(data["slope_without_length"]) == pytest.approx(alone[0]) and alone[0] > 0.5
+    assert float(data["slope_without_length_lower"]) < alone[0] < float(data["slope_without_length_upper"])
+
+
+def test_it_prints_what_was_found_and_how_to_go_on():
+    said = repr(calibrate(toy(), permutations=19))
+    assert said.startswith("implicit reward: 12 prompts, 8 samples each; null: 19 permutations")
+    assert "length left out" in said and ".texts()" in said and "  p  " in said and "Dataset" not in said
+
+
 def test_drift_steepens_the_joint_slope_but_not_that_of_bases_samples():
     rng = np.random.default_rng(0)
     # Reward and drift are independent under base, both push the log-ratio, and tuned's samples are chosen by both.

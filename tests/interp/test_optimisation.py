@@ -1,16 +1,20 @@
 """Reward against KL over a training: planted courses, and a course of models made by hand."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+import xarray as xr
+from scipy.stats import spearmanr
 
-from interp.errors import MeasureError, TokenizerMismatch
-from interp.models import Policy
+from interp.errors import LoadError, MeasureError, TokenizerMismatch
+from interp.models import Policy, RewardModel
 from interp.pair import CheckpointPair
 from interp.plot import join
 from interp.prompts import Prompts
-from interp.reward.optimisation import curve, over_optimisation
+from interp.reward.optimisation import CAVEAT, curve, over_optimisation
 from tests.conftest import save, tiny_gpt2, word_tokenizer
+from tests.interp.architectures import build
 from tests.interp.figures import drawn, words
 from tests.interp.test_implicit import TEXTS
 
@@ -44,6 +48,47 @@ def test_a_planted_peak_is_found_and_its_fall_estimated():
     spread = arrays["score"][:, 0].std()
     np.testing.assert_allclose(data["reward_gain"] * spread + data["reward"][0], data["reward"])
     assert (data["gold_lower"] < data["gold"]).all() and (data["gold"] < data["gold_upper"]).all()
+
+
+def test_gold_behind_the_optimised_reward_by_hand():
+    arrays, groups = course([0.0, 0.5, 1.0, 0.4, -0.6])
+    found = curve(STEPS, arrays, groups, words=WORDS)
+    data, gains = found.dataset, {}
+    for name in ("score", "gold_score"):
+        start = arrays[name][:, 0]
+        gains[name] = (arrays[name] - start.mean()) / start.std()
+    gap = (gains["gold_score"] - gains["score"]).mean((0, 2))
+    np.testing.assert_allclose(data["gap"], gap, atol=1e-12)
+    assert float(data["gap_upper"][-1]) < 0 and (data["gap_lower"] <= data["gap"]).all()
+    for index in range(len(STEPS)):
+        want = spearmanr(*(arrays[name][:, index].ravel() for name in ("score", "gold_score"))).statistic
+        assert float(data["agreement"][index]) == pytest.approx(want)
+    table = found.course()
+    assert table["step"].tolist() == STEPS and np.allclose(table["gap"], gap)
+
+
+def test_the_scale_of_a_gain_is_an_estimate_too():
+    # Base's scores are skewed: a few prompts set their standard deviation, and so every gain.
+    covered, narrow = [], []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        score = rng.lognormal(0, 0.8, (60, 2, 2))
+        score[:, 1] += 6.0
+        arrays = {"score": score, "kl": score * 0 + 1, "length": score * 0 + 5}
+        data = curve([0, 1], arrays, np.arange(60), words=WORDS, seed=seed).dataset.sel(step=1)
+        truth = 6 / np.sqrt((np.exp(0.64) - 1) * np.exp(0.64))
+        covered.append(float(data["reward_gain_lower"]) <= truth <= float(data["reward_gain_upper"]))
+        spread = score[:, 0].std()
+        narrow.append(float(data["reward_lower"]) <= score[:, 0].mean() + truth * spread <= float(data["reward_upper"]))
+    assert np.mean(covered) > 0.75 and np.mean(narrow) < np.mean(covered) - 0.2
+
+
+def test_it_prints_what_was_found_and_how_to_go_on():
+    arrays, groups = course([0.0, 0.5, 1.0, 0.4, -0.6])
+    said = repr(curve(STEPS, arrays, groups, words=WORDS))
+    assert "steps 0, 20, 40, 60, 80; 40 prompts, 3 samples each" in said and ".course()" in said
+    assert "gain of gold minus that of the optimised reward at step 80" in said and "Dataset" not in said
+    assert CAVEAT in said and "saturates" in CAVEAT
 
 
 def test_where_gold_does_not_fall_no_fall_is_claimed():
@@ -90,22 +135,81 @@ def test_models_on_the_way(made):
     assert (again.dataset["score"] == data["score"]).mean() > 0.98
 
 
-def test_a_pair_on_disk(tmp_path, made):
+def judge(seed: int, folder, *, names: tuple[str, ...] = ("sad", "joy")) -> str:
+    """A classifier of random weights on disk."""
+    torch.manual_seed(seed)
+    model = build("GPT2ForSequenceClassification", vocab_size=len(word_tokenizer()), num_labels=len(names))
+    with torch.no_grad():
+        model.score.weight.normal_(generator=torch.Generator().manual_seed(seed))
+    model.config.id2label = dict(enumerate(names))
+    model.config.label2id = {name: index for index, name in enumerate(names)}
+    save(model, folder, word_tokenizer())
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory, made) -> CheckpointPair:
+    folder = tmp_path_factory.mktemp("pairs") / "joy"
     for step, policy in made.items():
-        save(policy.model, tmp_path / f"step{step}", policy.tokenizer)
+        save(policy.model, folder / f"step{step}", policy.tokenizer)
+    judge(0, folder / "reward")
     references = {step: {"path": f"step{step}"} for step in made}
+    (folder / "completions").mkdir()
+    rows = pd.DataFrame({"prompt": TEXTS * 2, "completion": ""})
+    rows.to_parquet(folder / "completions/step-000000.parquet", index=False)
+    config = {"generate": {"max_new_tokens": 4}, "train": {"total_steps": 20}}
     manifest = {
-        "engine": "native", "config": {}, "seed": 0, "versions": {}, "base": references[0], "tuned": references[20],
+        "engine": "native", "config": config, "seed": 0, "versions": {}, "base": references[0], "tuned": references[20],
         "final": {"steps": 20}, "checkpoints": [{"step": 10, **references[10]}],
+        "reward": {"path": "reward", "label": "joy", "output": "logit", "reads": "output"},
     }  # fmt: skip
-    pair = CheckpointPair.write(tmp_path, manifest)
-    found = over_optimisation(pair, goods, Prompts(TEXTS), max_new_tokens=4).dataset
-    assert found["step"].values.tolist() == [0, 10, 20] and "gold" not in found
+    return CheckpointPair.write(folder, manifest)
+
+
+def test_a_pair_on_disk(pair, made):
+    found = over_optimisation(pair, goods, Prompts(TEXTS)).dataset
+    assert found["step"].values.tolist() == [0, 10, 20] and "gold" not in found and "gap" not in found
     want = over_optimisation(made, goods, Prompts(TEXTS), max_new_tokens=4).dataset
     assert (found["score"] == want["score"]).all()
-    bare = CheckpointPair.write(tmp_path, {**manifest, "checkpoints": []})
-    with pytest.raises(MeasureError, match="no checkpoints"):
-        over_optimisation(bare, goods, Prompts(TEXTS))
+
+
+def test_a_pairs_folder_is_enough(pair, made, tmp_path):
+    gold = judge(1, tmp_path / "gold", names=("joy", "fear"))
+    found = over_optimisation(str(pair.path), gold=gold).dataset
+    models = [RewardModel.load(place, label="joy", output="logit") for place in (pair.reward, gold)]
+    want = over_optimisation(made, models[0], TEXTS, gold=models[1], reads="output", max_new_tokens=4).dataset
+    xr.testing.assert_identical(found, want)
+    by_name = over_optimisation(pair, pair.reward, gold=gold, gold_label="fear").dataset
+    assert (by_name["score"] == found["score"]).all() and (by_name["gold_score"] != found["gold_score"]).any()
+    assert by_name["gold_score"].attrs["long_name"] == "reward: fear"
+
+
+@pytest.mark.usefixtures("as_a_user")
+def test_what_a_pair_cannot_tell(pair, made, tmp_path):
+    gold = judge(1, tmp_path / "gold", names=("happy", "sad"))
+    with pytest.raises(LoadError, match=r"gold: .* no label 'joy'; pass gold_label=, one of happy, sad"):
+        over_optimisation(pair, gold=gold)
+    with pytest.raises(MeasureError, match="the very reward that was optimised"):
+        over_optimisation(pair, gold=judge(0, tmp_path / "copy"))
+    with pytest.raises(MeasureError, match="the very reward that was optimised"):
+        over_optimisation(made, goods, TEXTS, gold=goods)
+    with pytest.raises(MeasureError, match="gold_label says what a folder"):
+        over_optimisation(pair, gold=goods, gold_label="joy")
+    with pytest.raises(MeasureError, match="what they were tuned toward; pass reward="):
+        over_optimisation(made)
+    with pytest.raises(MeasureError, match="what they were judged on; pass prompts="):
+        over_optimisation(made, goods)
+    with pytest.raises(MeasureError, match="no pair.json"):
+        over_optimisation(tmp_path, goods)
+    bare = CheckpointPair(pair.path, {**pair.manifest, "checkpoints": []})
+    with pytest.raises(MeasureError, match=r"kept no checkpoints.*--set train.checkpoint_interval=2"):
+        over_optimisation(bare, goods)
+    function = CheckpointPair(pair.path, {**pair.manifest, "reward": None})
+    with pytest.raises(MeasureError, match="a function or a sum of rewards, which is not kept; pass reward="):
+        over_optimisation(function)
+    silent = CheckpointPair(tmp_path, pair.manifest)
+    with pytest.raises(MeasureError, match="kept no samples that say which prompts"):
+        over_optimisation(silent, goods)
 
 
 @pytest.mark.usefixtures("as_a_user")

@@ -231,7 +231,7 @@ def test_the_page_shows_both_lines_and_escapes(tmp_path):
     for piece in pieces:  # the same characters above and below
         above, below = re.findall(r'--a:[\d.]+">(.*?)</span>', piece)
         assert above == below
-    assert re.findall(r"<span>(.*?)</span>", body[body.index("Text 2") :])[0] == "nothing"
+    assert "Text 2" not in body  # no character of it has both an attribution and a log-ratio
     assert write_tokens(result, tmp_path / "page.html").read_text() == page
     with pytest.raises(InterpError, match="ends in .html"):
         write_tokens(result, tmp_path / "page.txt")
@@ -244,6 +244,13 @@ def test_the_figure_draws_points_and_null(policies, width):
     assert "null: permuted attributions" in words(figure)
     assert len(figure.axes[0].collections[0].get_offsets()) == int(np.isfinite(result.dataset["attribution"]).sum())
     drawn(join.token_join(nasty()[1], width=width))
+
+
+def test_it_prints_what_was_found_and_how_to_go_on(policies):
+    found = token_join(*policies, TEXTS, [by_word(text, MOVED) for text in TEXTS], permutations=19)
+    said = repr(found)
+    assert said.startswith(f"token join: {len(TEXTS)} texts; null: 19 permutations") and "write_tokens" in said
+    assert all(words in said for words in READINGS.values()) and "Dataset" not in said
 
 
 def test_every_reading_is_in_the_summary(policies):

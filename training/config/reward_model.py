@@ -90,7 +90,7 @@ class RewardTrainConfig:
         0.0, "share of the tokens replaced by the mask or unknown token while training", low=0, high=0.9
     )
     checkpoint_interval: int = setting(
-        0, "steps between stored checkpoints, each a loadable reward model; 0 stores none", low=0
+        0, "steps between stored checkpoints, each a loadable reward model, from step 0 on; 0 stores none", low=0
     )
     timings: bool = setting(True, "write the minutes it took into the card; without it two runs give the same bytes")
 

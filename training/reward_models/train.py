@@ -128,6 +128,9 @@ def _build(config: RewardModelConfig, folder: Path, progress: Progress | None) -
     rows = _encode(tokenizer, data.train, config)
     lengths = [max(map(len, own)) for own in zip(*rows, strict=True)]
     config.save(folder / "config.toml")
+    stepped = _checkpoints(model, tokenizer, folder, config.train.checkpoint_interval)
+    if stepped:
+        stepped(0)  # what a gain over the training is measured from
     steps = fit(
         model,
         lengths,
@@ -138,7 +141,7 @@ def _build(config: RewardModelConfig, folder: Path, progress: Progress | None) -
         weight_decay=config.train.weight_decay,
         seed=config.train.seed,
         progress=progress,
-        stepped=_checkpoints(model, tokenizer, folder, config.train.checkpoint_interval),
+        stepped=stepped,
     )
     figures = _measure(model, tokenizer, data, config)
     card = {**_facts(config, data, model, steps), **figures}
