@@ -1,13 +1,16 @@
 """What a sweep's analysis costs, beside comparing each pair by itself.
 
-    python benchmarks/sweep.py              28 pairs of stories3M (about 3 minutes; INTERP_DATA, or ../shared/data)
+    python benchmarks/sweep.py              28 pairs of stories3M (about 15 minutes; INTERP_DATA, or ../shared/data)
     python benchmarks/sweep.py --quick      tiny sizes: that it runs, not how fast
     python benchmarks/sweep.py --json out.json
 
 28 distinct copies of the base, each with noise of its own on all weights, are compared with it: together by
 `interp.compare_many`, and each by itself by `interp.compare`. Both load base from its folder, nothing is kept between
-calls, and a batch has as many prompts as in the sweep. The unit is processor time of this process on one thread, in
-turn, several times over; shown are the median of the ratios and their range. Both must give the same numbers.
+calls, and a batch has as many prompts as in the sweep. The sweep's analysis is the measures that it takes (completions
+and weights too) and every model's circuit, base's once, or once a pair. Of the measures alone the largest part is what
+cannot be shared: sampling from tuned, tracing it three times, and tracing base on tuned's samples. The unit is
+processor time of this process on one thread, in turn, several times over; shown are the median of the ratios and their
+range. Both must give the same numbers.
 """
 
 from __future__ import annotations
@@ -59,49 +62,66 @@ def tiny(folder: str) -> str:
     return folder
 
 
-def measure(folder: str, texts: list[str], pairs: int, repeats: int, more: tuple[str, ...]) -> Row:
-    """The ratio for the default measures and `more`."""
+def measure(folder: str, texts: list[str], circuit: Any, pairs: int, repeats: int) -> list[Row]:
+    """The ratio for the default measures, for the sweep's, and for the sweep's with circuits."""
     import torch
 
     import interp
-    from analyses.sweep.work import BATCH
+    from analyses.sweep.work import measures
 
     torch.set_num_threads(1)
     tokenizer = interp.Policy.load(folder).tokenizer
     models = {f"pair {seed}": changed(folder, seed) for seed in range(pairs)}
     prompts = interp.Prompts(texts)
-    names = [name for name in interp.DEFAULT_MEASURES if name != "logit_diff"]
-    options: dict[str, Any] = {"tokenizer": tokenizer, "measures": [*names, *more], "batch_size": BATCH}
-
-    def together() -> Any:
-        return interp.compare_many(folder, models, prompts, **options)
-
-    def apart() -> Any:
-        return {name: interp.compare(folder, model, prompts, **options) for name, model in models.items()}
-
-    interp.compare(folder, models["pair 0"], prompts, **options)  # warms up
-    ratios, both = [], []
+    default = [name for name in interp.DEFAULT_MEASURES if name != "logit_diff"]
+    sets = {name: _options(tokenizer, own) for name, own in (("default set", default), ("the sweep's set", measures()))}
+    times: dict[str, list[tuple[float, float]]] = {}
+    for options in sets.values():
+        interp.compare(folder, models["pair 0"], prompts, **options)  # warms up
     for repeat in range(repeats):
         print(f"round {repeat + 1} of {repeats}", file=sys.stderr)
-        many, found = seconds(together)
-        each, alone = seconds(apart)
-        for name in models:
-            if not found[name].dataset.identical(alone[name].dataset):
-                raise SystemExit(f"compare_many gave other numbers than compare for {name}")
-        ratios.append(many / each)
-        both.append((many, each))
+        for name, options in sets.items():
+            many, found = seconds(lambda options=options: interp.compare_many(folder, models, prompts, **options))
+            each, differ = 0.0, []
+            for pair, model in models.items():
+                spent, alone = seconds(lambda m=model, options=options: interp.compare(folder, m, prompts, **options))
+                each += spent
+                differ += [] if found[pair].dataset.identical(alone.dataset) else [pair]
+            if differ:
+                raise SystemExit(f"compare_many gave other numbers than compare for {differ[0]}")
+            times.setdefault(name, []).append((many, each))
+        # Base's circuit is computed once, or for every pair; it is the same work, so it is timed for every pair.
+        of_base = [seconds(lambda: circuits(folder, circuit, tokenizer))[0] for _ in models]
+        of_tuned = sum(seconds(lambda m=model: circuits(m, circuit, tokenizer))[0] for model in models.values())
+        many, each = times["the sweep's set"][-1]
+        both = (many + statistics.mean(of_base) + of_tuned, each + sum(of_base) + of_tuned)
+        times.setdefault("the sweep's analysis: its set, and circuits", []).append(both)
+    return [_row(name, pairs, len(texts), found) for name, found in times.items()]
+
+
+def circuits(model: Any, prompts: Any, tokenizer: Any) -> Any:
+    from interp.circuits import edge_attribution
+
+    return edge_attribution(model, prompts, "kl", tokenizer=tokenizer)
+
+
+def _options(tokenizer: Any, measures: list[str]) -> dict[str, Any]:
+    from analyses.sweep.work import BATCH
+
+    return {"tokenizer": tokenizer, "measures": measures, "batch_size": BATCH}
+
+
+def _row(name: str, pairs: int, texts: int, times: list[tuple[float, float]]) -> Row:
+    ratios = [many / each for many, each in times]
     middle = statistics.median(ratios)
     return {
-        "what": f"{pairs} pairs by compare_many over as many compares, {' and '.join(['default set', *more])}",
+        "what": f"{pairs} pairs together over each by itself, {name}",
         "figure": f"{middle:.3f}",
-        "limit": "" if more else str(LIMIT),
-        "range": f"{min(ratios):.3f} to {max(ratios):.3f}; {both[-1][0]:.1f} s and {both[-1][1]:.1f} s of processor,"
-        f" {len(texts)} prompts; the same numbers",
+        "limit": str(LIMIT),
+        "range": f"{min(ratios):.3f} to {max(ratios):.3f}; {times[-1][0]:.1f} s and {times[-1][1]:.1f} s of processor,"
+        f" {texts} prompts; the same numbers",
         "value": middle,
     }
-
-
-EXTRA: tuple[tuple[str, ...], ...] = ((), ("completions", "weights"))
 
 
 def main() -> None:
@@ -117,15 +137,19 @@ def main() -> None:
     if options.quick:
         with tempfile.TemporaryDirectory(prefix="interp-bench-") as folder:
             texts = [" ".join(f"t{(7 * row + i) % 300}" for i in range(8)) for row in range(12)]
-            rows = [measure(tiny(folder), texts, 4, 1, more) for more in EXTRA]
+            from interp import Prompts
+
+            turned = [" ".join(text.split()[::-1]) for text in texts[1:5]]
+            rows = measure(tiny(folder), texts, Prompts(texts[1:5], corrupted=turned), 4, 1)
     else:
         folder = str(data_folder() / "stories3M-hf")
         if not Path(folder).is_dir():
             raise SystemExit(f"no {folder}; set INTERP_DATA, or pass --quick")
-        from interp import Policy
+        from interp import Policy, Prompts
 
         texts = real_prompts(options.prompts, Policy.load(folder).tokenizer)
-        rows = [measure(folder, texts, options.pairs, options.repeats, more) for more in EXTRA]
+        pairs_of_prompts = Prompts.from_file(ROOT / "recipes" / "emotion_pairs.csv")
+        rows = measure(folder, texts, pairs_of_prompts, options.pairs, options.repeats)
     show(rows)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 KINDS = ("kl", "js", "entropy of base", "entropy of tuned")
@@ -71,6 +71,7 @@ def divergences(
     base: Float[Tensor, "*batch vocab"],
     where: Bool[Tensor, "*batch"],
     *,
+    targets: Int[Tensor, " row"] | None = None,
     kept: dict[Any, Any] | None = None,
 ) -> Float[Tensor, "kind row"]:
     """What `KINDS` names, in nats, of those rows of logits that are wanted, a few rows at a time.
@@ -81,6 +82,7 @@ def divergences(
         tuned: logits of the tuned model.
         base: logits of the base model on the same tokens.
         where: True at the rows wanted.
+        targets: a token for each row wanted; base's and tuned's log-probability of it are two more kinds.
         kept: what base's rows gave in an earlier call with the same `base` and `where` (and device), which is taken
             from here and put here.
 
@@ -88,8 +90,8 @@ def divergences(
         A row for each True, in their order, on the CPU.
     """
     t_rows, b_rows = tuned.flatten(0, -2), base.flatten(0, -2)
-    blocks = []
-    for index in where.flatten().cpu().nonzero()[:, 0].split(max(1, _BLOCK // tuned.shape[-1])):
+    blocks, size = [], max(1, _BLOCK // tuned.shape[-1])
+    for number, index in enumerate(where.flatten().cpu().nonzero()[:, 0].split(size)):
         first, last = int(index[0]), int(index[-1])
         rows = slice(first, last + 1) if last - first < len(index) else index  # a slice of rows needs no copy
         log_p = log_probs(t_rows[rows])
@@ -103,7 +105,11 @@ def divergences(
         kl = _mean_under(p, log_p - log_q)
         js = js_divergence(p, q)
         entropies = (of_base, _mean_under(p, log_p).neg())
-        blocks.append(torch.stack([kl, js, *entropies]).clamp_min(0).cpu())
+        found = torch.stack([kl, js, *entropies]).clamp_min(0)
+        if targets is not None:
+            said = targets[number * size :][: len(index), None].to(tuned.device)
+            found = torch.cat([found, torch.stack([log.gather(1, said)[:, 0] for log in (log_q, log_p)])])
+        blocks.append(found.cpu())
     return torch.cat(blocks, dim=1)
 
 

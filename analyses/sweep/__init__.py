@@ -4,6 +4,6 @@
 """
 
 from analyses.sweep.config import SweepConfig
-from analyses.sweep.run import check, status, sweep
+from analyses.sweep.run import RECIPE, check, status, sweep
 
-__all__ = ["SweepConfig", "check", "status", "sweep"]
+__all__ = ["RECIPE", "SweepConfig", "check", "status", "sweep"]

@@ -12,10 +12,10 @@ from typing import Any
 
 from interp.errors import ConfigError
 from training.config import RLHFConfig, expand
-from training.config.schema import REQUIRED, read, read_toml, setting
+from training.config.schema import REQUIRED, override, read, read_toml, setting
 
-CELLS = ("comparison", "states", "patching", "reading", "implicit", "tokens", "circuit")
-"""What can be computed of each pair; `circuit` needs `circuit_prompts`."""
+CELLS = ("comparison", "states", "patching", "reading", "implicit", "tokens", "circuit", "probes")
+"""What can be computed of each pair; `circuit` needs `circuit_prompts`, `probes` labelled texts."""
 
 DEFAULT_CELLS = ("comparison", "states", "patching", "reading", "implicit", "tokens")
 
@@ -25,7 +25,11 @@ class SweepConfig:
     """One sweep. `load` reads it from TOML and checks every key and range."""
 
     emotions: tuple[str, ...] = setting(REQUIRED, "labels of the reward model, a pair for each")
-    texts: str = setting(REQUIRED, "held-out texts, the first column of a .tsv or one a line")
+    texts: str = setting(
+        REQUIRED,
+        "held-out texts, the first column of a .tsv or one a line; for probes a .tsv whose second column numbers the"
+        " reward model's labels that the text bears, with commas between",
+    )
     recipe: str = setting("recipes/emotion.toml", "the recipe by which each pair is trained")
     reward: str = setting("", "folder or hub id of the reward model; empty is the recipe's")
     overrides: dict[str, Any] | None = setting(None, 'keys of the recipe that are set, as { "train.total_steps" = 80 }')
@@ -39,6 +43,7 @@ class SweepConfig:
     prompt_limit: int = setting(48, "most prompts", low=8)
     text_limit: int = setting(400, "most texts by which labels are compared", low=40)
     circuit_prompts: str = setting("", "file of prompts with a column `corrupted`, for the cell circuit")
+    probe_texts: int = setting(60, "most texts that bear a label in the probes for it, and as many that do not", low=10)
     samples: int = setting(8, "responses to each prompt in the implicit reward; even", low=8)
     gate: float = setting(
         0.7, "lower bound of the held-out AUROC under which a label is kept out of claims", low=0, high=1
@@ -80,7 +85,10 @@ class SweepConfig:
         Raises:
             ConfigError: the file cannot be read, or a key is unknown, missing or out of its range.
         """
-        return cls.from_dict(read_toml(path, overrides))
+        values = read_toml(path)
+        for key, text in (overrides or {}).items():
+            override({"sweep": values}, f"sweep.{key}", text)  # a sweep file has no sections of its own
+        return cls.from_dict(values)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SweepConfig:
@@ -128,6 +136,29 @@ class SweepConfig:
         if len(found) < 40:
             raise ConfigError(f"texts: {path} has {len(found)} different texts; 40 are the fewest")
         return found
+
+    def labelled_texts(self) -> list[tuple[str, frozenset[int]]]:
+        """Every text of `texts`, each once, and the numbers of the labels that it bears.
+
+        Raises:
+            ConfigError: the file is no .tsv, or its second column is not numbers.
+        """
+        path = Path(expand(self.texts))
+        found: dict[str, frozenset[int]] = {}
+        if path.suffix != ".tsv":
+            raise ConfigError(f"the cell probes needs texts with labels, a .tsv, and {path} is none; leave probes out")
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            text, _, rest = line.partition("\t")
+            try:
+                labels = frozenset(int(each) for each in rest.split("\t")[0].split(",") if each.strip())
+            except ValueError:
+                raise ConfigError(
+                    f"texts: line {number} of {path} has {rest[:20]!r} where label numbers stand, as 3,17; correct it,"
+                    " or leave probes out"
+                ) from None
+            if text.strip():
+                found.setdefault(text.strip(), labels)
+        return list(found.items())
 
 
 def folder_name(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -56,7 +57,7 @@ def in_processes(root: str, found: Sequence[list[Cell]], jobs: int) -> Iterator[
         InterpError: a process was killed; what is done stays on disk.
     """
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    context = multiprocessing.get_context("spawn")
+    context, others = multiprocessing.get_context("spawn"), set(multiprocessing.active_children())
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=_threads, initargs=(threads,)) as pool:
         waiting = [pool.submit(run_task, root, task) for task in found]
         try:
@@ -67,6 +68,10 @@ def in_processes(root: str, found: Sequence[list[Cell]], jobs: int) -> Iterator[
                 "a process of the sweep was killed (is the memory enough for --jobs of them?); what is done is on"
                 " disk: run the command again to go on"
             ) from None
+        except BaseException:  # Ctrl-C, say: a cell may take minutes, and is computed again as a whole anyway
+            for child in set(multiprocessing.active_children()) - others:
+                child.terminate()
+            raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -106,4 +111,5 @@ def _ray() -> Any:
 def _threads(count: int) -> None:
     import torch
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its processes
     torch.set_num_threads(count)

@@ -34,11 +34,14 @@ from interp.plot.style import (
 from interp.plot.text import drawable
 
 _ROW = 0.2  # inches of a row of names
+
+NAMED = 12
+"""Most points of a scatter plot, and columns of a map, that are named."""
 _CM = 1 / 2.54
 
 
 def reward_and_kl(tables: Tables, *, width: float = PAGE) -> Figure:
-    """Reward gained against KL, a point with its interval for each pair.
+    """Reward gained against KL, a point with its interval for each pair; side by side where there are many pairs.
 
     Args:
         tables: of a sweep.
@@ -51,6 +54,8 @@ def reward_and_kl(tables: Tables, *, width: float = PAGE) -> Figure:
     if "gain" not in frame or "kl" not in frame or frame[["gain", "kl"]].dropna().empty:
         raise MeasureError("no pair has both a comparison and an implicit reward; add the two cells to the sweep")
     frame = frame[frame["gain"].notna() & frame["kl"].notna()]
+    if len(frame) > NAMED:
+        return _by_row(frame, width)
     with house_style():
         figure = sheet(width if width < NARROW else 0.75 * width, 3.6)
         ax = figure.subplots()
@@ -72,12 +77,40 @@ def reward_and_kl(tables: Tables, *, width: float = PAGE) -> Figure:
         ax.set_ylabel("reward gained [probability]")
         ax.set_title("Reward gained and the distance it took")
         ax.grid(axis="y")
-        handles = [
-            Line2D([], [], color=TUNED, marker="o", linestyle="", label="label passes the gate"),
-            Line2D([], [], color=GREY, marker="o", markerfacecolor="white", linestyle="", label="it does not"),
-            Line2D([], [], color=TUNED, marker="s", linestyle="", label="second seed"),
-        ]
-        foot_legend(figure, handles)
+        foot_legend(figure, _handles())
+        return figure
+
+
+def _handles() -> list[Line2D]:
+    return [
+        Line2D([], [], color=TUNED, marker="o", linestyle="", label="label passes the gate"),
+        Line2D([], [], color=GREY, marker="o", markerfacecolor="white", linestyle="", label="it does not"),
+        Line2D([], [], color=TUNED, marker="s", linestyle="", label="second seed"),
+    ]
+
+
+def _by_row(frame: pd.DataFrame, width: float) -> Figure:
+    """Gain and KL beside each other, a row for each pair: the names of many points would stand on one another."""
+    frame = frame.sort_values("gain")
+    with house_style():
+        figure = sheet(width, 1.3 + _ROW * len(frame))
+        both = figure.subplots(1, 2, sharey=True)
+        for place, (_, row) in enumerate(frame.iterrows()):
+            colour = TUNED if row["passes"] else GREY
+            for ax, (_, key) in zip(both, reversed(_AXES), strict=True):
+                low, high = row[f"{key}_low"], row[f"{key}_high"]
+                if np.isfinite([low, high]).all():
+                    ax.plot([low, high], [place, place], color=colour, linewidth=0.8)
+                marker = "o" if row.name == row["emotion"] else "s"
+                ax.plot(row[key], place, marker, color=colour, markerfacecolor=colour if row["passes"] else "white")
+                ax.grid(axis="both")
+        both[0].set_yticks(range(len(frame)), [drawable(str(name)) for name in frame.index])
+        both[0].set_ylim(-0.7, len(frame) - 0.3)
+        both[0].axvline(0, color=INK, linewidth=0.8)
+        both[1].set_xlim(left=0)
+        both[0].set_xlabel("reward gained\n[probability]")
+        both[1].set_xlabel("KL(tuned ‖ base) [nats\nper response token]")
+        foot_legend(figure, _handles())
         return figure
 
 
@@ -138,12 +171,12 @@ def _square(ax: Axes, table: pd.DataFrame) -> Any:
     mesh = ax.pcolormesh(table.to_numpy(float), cmap=DIVERGING, norm=norm, edgecolors="white", linewidth=0.5)
     ax.invert_yaxis()
     places = np.arange(len(names)) + 0.5
-    ax.set_xticks(places, names, rotation=90)
+    ax.set_xticks(places, names, rotation=90) if len(names) <= NAMED else ax.set_xticks([])
     ax.set_yticks(places, names)
     ax.tick_params(length=0)
     for side in ax.spines.values():
         side.set_visible(False)
-    if len(names) <= 12:
+    if len(names) <= NAMED:
         for (row, column), value in np.ndenumerate(table.to_numpy(float)):
             if row != column and np.isfinite(value):
                 colour = "white" if abs(value) > 0.6 else INK

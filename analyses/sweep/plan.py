@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from analyses.sweep.cells import Cell, file_hash, model_hash
 from analyses.sweep.config import SweepConfig, folder_name
 from interp.errors import ConfigError
 from interp.pair import CheckpointPair
+from interp.reward.courses import folder_steps, pair_steps
 from training.config import RLHFConfig, expand
 from training.prompts import load_prompts
 
@@ -87,6 +90,8 @@ def shared_settings(config: SweepConfig) -> dict[str, Any]:
         "permutations": config.permutations,
         "seed": config.seed,
         "circuit_prompts": str(_file(config.circuit_prompts)) if config.circuit_prompts else "",
+        "labelled": config.labelled_texts() if "probes" in config.cells else [],
+        "probe_texts": config.probe_texts,
     }
 
 
@@ -99,6 +104,7 @@ _USES: Mapping[str, tuple[str, ...]] = {
     "implicit": ("base", "reward", "output", "reads", "prompts", "max_new_tokens", "samples", "permutations", "seed"),
     "tokens": ("base", "reward", "prompts", "max_new_tokens", "permutations", "seed"),
     "circuit": ("base", "circuit_prompts"),
+    "probes": ("base", "reward", "labelled", "probe_texts", "seed"),
 }
 """Settings that each kind of cell depends on."""
 
@@ -115,7 +121,7 @@ def shared_cells(config: SweepConfig, settings: Mapping[str, Any]) -> list[Cell]
     cells += [_cell(f"{BASE}.{kind}", kind, "", settings, {"of": BASE}) for kind in OF_BASE if kind in config.cells]
     if "reading" in config.cells:
         cells += [
-            _cell(f"{folder_name(name)}.reading", "reading", "", settings, {"emotion": name})
+            _cell(f"{folder_name(name)}.reading", "reading", "", settings, {"emotion": name, "form": 2})
             for name in config.emotions
         ]
     return cells
@@ -132,9 +138,23 @@ def derived_cells(config: SweepConfig, settings: Mapping[str, Any], pairs: Mappi
             about: dict[str, Any] = {"emotion": emotion, "tuned": model_hash(pair.tuned)}
             if kind == "implicit":
                 about["optimised"] = pair.manifest["config"].get("ppo", {})
-            how = {"tuned": pair.tuned, "folder": str(pair.path)}
+            how: dict[str, Any] = {"tuned": pair.tuned, "folder": str(pair.path)}
+            if kind == "probes":
+                courses = {"policy": policy_steps(pair), "reward": folder_steps(settings["reward"])}
+                about["courses"] = {
+                    of: {str(step): model_hash(place) for step, place in steps.items()} for of, steps in courses.items()
+                }
+                how["courses"] = courses
             cells.append(_cell(f"{folder_name(name)}.{kind}", kind, name, settings, about, how))
     return cells
+
+
+def policy_steps(pair: CheckpointPair) -> dict[int, str]:
+    """Base, the checkpoints that the run kept, and tuned, by optimiser step; without checkpoints the two ends."""
+    if pair.checkpoints:
+        return pair_steps(pair)
+    config: Any = pair.manifest.get("config", {})
+    return {0: pair.base, int(config.get("train", {}).get("total_steps", 1)): pair.tuned}
 
 
 def _cell(
@@ -142,11 +162,14 @@ def _cell(
 ) -> Cell:
     used = {key: settings[key] for key in _USES[kind]}
     inputs = {key: _content(key, value) for key, value in used.items()} | dict(about)
-    return Cell(name, kind, pair, inputs, {**settings, **about, **how})
+    own = {key: value for key, value in settings.items() if key in used or key != "labelled"}  # which is large
+    return Cell(name, kind, pair, inputs, {**own, **about, **how})
 
 
 def _content(key: str, value: Any) -> Any:
     """A setting as what decides a result: models and files by their hash."""
     if key in ("base", "reward"):
         return model_hash(value)
+    if key == "labelled":
+        return hashlib.sha256(json.dumps([[text, sorted(labels)] for text, labels in value]).encode()).hexdigest()
     return file_hash(Path(value)) if key == "circuit_prompts" else value

@@ -17,6 +17,7 @@ from analyses.sweep import figures
 from analyses.sweep.cells import Store
 from analyses.sweep.config import SweepConfig
 from analyses.sweep.figures import names_of, value_words
+from analyses.sweep.lines import probed, readings, section
 from analyses.sweep.plan import shared_settings
 from analyses.sweep.run import all_cells
 from analyses.sweep.tables import LEVEL, Tables, make
@@ -59,6 +60,7 @@ def write_all(config: SweepConfig, root: Path) -> Tables:
 def frames(tables: Tables) -> dict[str, pd.DataFrame]:
     """Every table by its name."""
     found = {"emotions": tables.emotions, "parts": tables.parts, "recovery": tables.recovery}
+    found |= {"readings": tables.readings, "probes": tables.probes}
     for words, each in tables.likeness.items():
         found[f"likeness-{words}"] = each.cosines
         if "labels" not in found and not each.labels.empty:
@@ -104,10 +106,18 @@ def render(
     template = files("analyses.sweep").joinpath("report.html").read_text(encoding="utf-8")
     every = [drawing for drawn in drawings.values() for drawing in drawn.values()]
     css = files("interp.report").joinpath("page.css").read_text(encoding="utf-8")
-    sections = [_emotions(tables, config), _gain(), *_likenesses(tables), _parts(tables), _failures(failed)]
-    for section in sections:
-        drawn = drawings.get(section["name"])
-        section["figure"] = {size: drawing.svg for size, drawing in drawn.items()} if drawn else None
+    sections = [
+        _emotions(tables, config),
+        _gain(),
+        *_likenesses(tables),
+        _parts(tables),
+        readings(tables),
+        probed(tables),
+        _failures(failed),
+    ]
+    for each in sections:
+        drawn = drawings.get(each["name"])
+        each["figure"] = {size: drawing.svg for size, drawing in drawn.items()} if drawn else None
     return environment.from_string(template).render(
         css=Markup(css) + style_sheet(every),
         glyphs=glyph_sheet(every),
@@ -117,7 +127,7 @@ def render(
         prompts=len(settings["prompts"]),
         texts=len(settings["texts"]),
         verdict=verdict(tables, config),
-        sections=[section for section in sections if section["figure"] or section["rows"]],
+        sections=[each for each in sections if each["figure"] or each["rows"]],
     )
 
 
@@ -180,11 +190,6 @@ def _ceiling(values: Mapping[str, float]) -> str:
     return names_of([f"{number(value)} ({name})" for name, value in values.items()])
 
 
-def _section(name: str, title: str, alt: str = "", **given: Any) -> dict[str, Any]:
-    found: dict[str, Any] = {"name": name, "title": title, "alt": alt, "rows": [], "columns": [], "classes": []}
-    return found | {"notes": [], "figure": None} | given
-
-
 def _emotions(tables: Tables, config: SweepConfig) -> dict[str, Any]:
     rows = []
     for name, row in tables.emotions.iterrows():
@@ -201,7 +206,7 @@ def _emotions(tables: Tables, config: SweepConfig) -> dict[str, Any]:
         ]
         rows.append({"cells": [str(cell) for cell in cells], "off": not row["passes"]})
     columns = ["pair", "AUROC of the label", "reward, base to tuned", "gained", "KL per token", "log-ratio per reward"]
-    return _section(
+    return section(
         "emotions",
         "Each pair",
         rows=rows,
@@ -222,7 +227,7 @@ def _with_interval(row: pd.Series, key: str) -> str:
 
 
 def _gain() -> dict[str, Any]:
-    return _section(
+    return section(
         "gain",
         "Reward gained and the distance it took",
         "Scatter plot of the reward gained against KL, a point for each pair with its intervals.",
@@ -236,7 +241,7 @@ def _likenesses(tables: Tables) -> list[dict[str, Any]]:
         notes = [
             "Cosine of the changes (tuned minus base) with their mean over the emotions taken out, so what all pairs"
             " have in common does not count; of n emotions that have nothing else in common the cosine is -1 / (n - 1)."
-            " Rows in the order of average linkage; second seeds stand last. Right: rank"
+            " Rows, and columns likewise, in the order of average linkage; second seeds stand last. Right: rank"
             " correlation of the labels' logits over held-out texts."
         ]
         if np.isfinite(each.agreement.correlation):
@@ -248,18 +253,26 @@ def _likenesses(tables: Tables) -> list[dict[str, Any]]:
         if each.ceiling:
             notes.append(f"Ceiling, the same emotion with a second seed: {_ceiling(each.ceiling)}.")
         alt = f"Clustered heat map of the similarity of the change of the {words}, beside that of the labels."
-        found.append(_section(f"likeness-{words}", f"Alike in their {words}?", alt, notes=notes))
+        found.append(section(f"likeness-{words}", f"Alike in their {words}?", alt, notes=notes))
     return found
 
 
 def _parts(tables: Tables) -> dict[str, Any]:
-    rows = []
+    rows, by_layer = [], ""
     if not tables.parts.empty:
-        shown = tables.parts[tables.parts["serves"] > 0].sort_values("serves", ascending=False, kind="stable")
-        for name, row in shown.iterrows():
+        shown = tables.parts[tables.parts["kind"].isin(["many", "one"])]
+        for name, row in shown.sort_values("serves", ascending=False, kind="stable").iterrows():
             count = f"{row['serves']} of {row['of']}"
-            rows.append({"cells": [name, count, number(row["mean_recovery"]), row["emotions"]], "off": False})
-    return _section(
+            told = _served_words(tables.served[name])
+            rows.append({"cells": [name, count, number(row["mean_recovery"]), told], "off": False})
+        layers = pd.Series([str(name).split(".")[0] for name in tables.parts.index], index=tables.parts.index)
+        counts = tables.parts["kind"].groupby(layers, sort=False).value_counts().unstack(fill_value=0)
+        counts = counts.reindex(columns=["many", "one"], fill_value=0)
+        words = [f"{layer} {row['many']} and {row['one']}" for layer, row in counts.iterrows()]
+        by_layer = (
+            f"Parts by layer that serve many and one only: {', '.join(words)}; those that serve some are left out."
+        )
+    return section(
         "parts",
         "Heads and MLPs that serve many emotions, and one only",
         "Heat maps of the recovery of every head and MLP in every pair.",
@@ -270,14 +283,23 @@ def _parts(tables: Tables) -> dict[str, Any]:
             "Tuned's activations of one part put into base: the recovery is the share of KL(tuned ‖ base) of the next"
             f" token that goes away. A part serves an emotion where that is above 0 with p < {LEVEL:g}: sign flips over"
             " prompts, max-T over all parts of a pair, Holm over the emotions. Parts that serve many may do what any"
-            " reward makes them do; only a null run of the recipe tells."
+            " reward makes them do; only a null run of the recipe tells.",
+            *([by_layer] if by_layer else []),
         ],
     )
 
 
+def _served_words(served: pd.Series) -> str:
+    """The emotions that a part serves, or those that it does not where these are fewer."""
+    own, others = (list(map(str, served.index[served == serves])) for serves in (True, False))
+    if not others:
+        return "all"
+    return f"all but {names_of(others)}" if len(others) < len(own) / 2 else ", ".join(own)
+
+
 def _failures(failed: Mapping[str, str]) -> dict[str, Any]:
     rows = [{"cells": [name, error], "off": False} for name, error in sorted(failed.items())]
-    return _section("failed", "Cells that failed", rows=rows, columns=["cell", "error"], classes=["", "finding"])
+    return section("failed", "Cells that failed", rows=rows, columns=["cell", "error"], classes=["", "finding"])
 
 
 def summary(

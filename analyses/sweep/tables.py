@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,8 @@ class Tables:
         recovery: of each part (column) in each pair (row).
         served: whether the part serves the emotion, likewise, over emotions that pass the gate.
         likeness: by what is compared: activations, weights, circuit.
+        readings: a row for each emotion: where its score is decided, and what it holds on to.
+        probes: a row for each pair and model: where the emotion became easier to read, by how much, and when.
     """
 
     emotions: pd.DataFrame
@@ -61,6 +63,8 @@ class Tables:
     recovery: pd.DataFrame
     served: pd.DataFrame
     likeness: Mapping[str, Likeness]
+    readings: pd.DataFrame = field(default_factory=pd.DataFrame)
+    probes: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 def gates(reward: str, emotions: tuple[str, ...], least: float) -> pd.DataFrame:
@@ -114,7 +118,66 @@ def make(config: SweepConfig, settings: Mapping[str, Any], cells: list[Cell], st
     if len([name for name in sources if name in config.emotions]) > 1:
         gram = weight_gram(settings["base"], list(sources.values()))
         likeness["weights"] = _likeness(config, gate, labels, gram, list(sources))
-    return Tables(emotions, _parts(recovery, served), recovery, served, likeness)
+    read = {
+        str(cell.how["emotion"]): store.folder(cell)
+        for cell in done.values()
+        if cell.kind == "reading" and (store.folder(cell) / "lens.csv").is_file()
+    }
+    return Tables(
+        emotions,
+        _parts(recovery, served),
+        recovery,
+        served,
+        likeness,
+        _readings(config, read),
+        _probes(config, gate, by_kind.get("probes", {})),
+    )
+
+
+def _readings(config: SweepConfig, cells: Mapping[str, Path]) -> pd.DataFrame:
+    """Of each emotion's score: which layer decides how many texts, and the features that it holds on to."""
+    rows = {}
+    for name in (name for name in config.emotions if name in cells):
+        layers = pd.read_csv(cells[name] / "lens.csv").set_index("site")
+        row: dict[str, Any] = {f"decided at {site}": float(value) for site, value in layers["decided"].items()}
+        row |= {f"rank at {site}": float(value) for site, value in layers["rank_correlation"].items()}
+        rows[name] = row
+        row["holds on to"] = ", ".join(map(str, read_json(cells[name] / "held.json")))
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _probes(config: SweepConfig, gate: pd.DataFrame, cells: Mapping[str, Path]) -> pd.DataFrame:
+    """What each model's last probe reads of the emotion, its gain over step 0, and when half of that was there."""
+    rows = []
+    for name, (emotion, _) in config.pairs().items():
+        if name not in cells or not (cells[name] / "probes.nc").is_file():
+            continue
+        with xr.open_dataset(cells[name] / "probes.nc", engine="h5netcdf") as data:
+            for model in data["model"].values:
+                own = data.sel(model=model)
+                steps = int(np.isfinite(own["trained"].values).sum())
+                layer = int(own["best_layer"])
+                here = own.isel(layer=layer)
+                rows.append(
+                    {
+                        "pair": name,
+                        "model": str(model),
+                        "passes": bool(gate.loc[emotion, "passes"]),
+                        "layer": layer,
+                        "layers": int(own["layers"]),
+                        "checkpoints": steps,
+                        "first": float(here["accuracy"].isel(step=0)),
+                        "last": float(here["accuracy"].isel(step=steps - 1)),
+                        "null": float(own["null_accuracy"].isel(step=steps - 1).max("layer").max()),
+                        **{key: float(own[key]) for key in (*_ends("final_gain"), *_ends("half_gain"))},
+                        "texts": int(data.attrs["texts"]),
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def _ends(name: str) -> tuple[str, str, str]:
+    return name, f"{name}_lower", f"{name}_upper"
 
 
 def _emotions(

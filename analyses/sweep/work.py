@@ -29,6 +29,12 @@ BATCH = 64
 READ_TEXTS = 6
 """Texts that a reading attributes word by word."""
 
+FEWEST_PROBED = 15
+"""Fewest texts that bear a label, of which a probe for it is trained."""
+
+SHUFFLES = 19
+"""Shuffled labels of a probe, the fewest with which p can be 0.05."""
+
 
 def run_task(root: str, cells: Sequence[Cell]) -> list[tuple[str, str]]:
     """Compute the cells of one task, all of one kind, and put each on disk.
@@ -48,12 +54,20 @@ def run_task(root: str, cells: Sequence[Cell]) -> list[tuple[str, str]]:
     except Exception as error:
         if len(cells) > 1:  # one of them may be at fault: each by itself
             return [each for cell in cells for each in run_task(root, [cell])]
-        store.fail(cells[0], error, traceback.format_exc())
-        return [(cells[0].name, str(error) or type(error).__name__)]
-    seconds = (time.process_time() - start) / len(cells)
+        return [_failed(store, cells[0], error)]
+    seconds, outcomes = (time.process_time() - start) / len(cells), []
     for cell, write in zip(cells, writes, strict=True):
-        store.finish(cell, write, seconds)
-    return [(cell.name, "") for cell in cells]
+        try:
+            store.finish(cell, write, seconds)
+            outcomes.append((cell.name, ""))
+        except Exception as error:  # of what is drawn and written, say
+            outcomes.append(_failed(store, cell, error))
+    return outcomes
+
+
+def _failed(store: Store, cell: Cell, error: Exception) -> tuple[str, str]:
+    store.fail(cell, error, traceback.format_exc())
+    return cell.name, str(error) or type(error).__name__
 
 
 def tasks(cells: Sequence[Cell]) -> list[list[Cell]]:
@@ -100,6 +114,13 @@ def _train(config: Any, folder: Path, *, resume: bool) -> None:
     train(config, folder, overwrite=resume)
 
 
+def measures() -> list[str]:
+    """What a comparison of the sweep takes; its prompts have no answers."""
+    from interp import DEFAULT_MEASURES
+
+    return [*(name for name in DEFAULT_MEASURES if name != "logit_diff"), "weights", "completions"]
+
+
 def compare(cells: Sequence[Cell]) -> list[Write]:
     """Comparisons with base, which is loaded and traced once for all of them."""
     import interp
@@ -109,7 +130,7 @@ def compare(cells: Sequence[Cell]) -> list[Write]:
         how["base"],
         {cell.name: cell.how["tuned"] for cell in cells},
         interp.Prompts(how["prompts"]),
-        measures=[*(name for name in interp.DEFAULT_MEASURES if name != "logit_diff"), "weights", "completions"],
+        measures=measures(),
         max_new_tokens=how["max_new_tokens"],
         batch_size=BATCH,
         seed=how["seed"],
@@ -174,15 +195,27 @@ def labels(cell: Cell) -> Write:
 def reading(cell: Cell) -> Write:
     """What the reward model's score for one emotion holds on to, and where that of the highest texts comes from."""
     from interp.models import RewardModel
-    from interp.reward import against_patching, attribute, spurious
+    from interp.reward import against_patching, attribute, lens, spurious
 
     model = RewardModel.load(cell.how["reward"], label=cell.how["emotion"], output="logit")
     texts = [text for text in cell.how["texts"] if not model.too_long([text])]
     held = spurious(model, texts, seed=cell.how["seed"])
-    highest = [texts[row] for row in np.argsort(-model.score(texts), kind="stable")[:READ_TEXTS]]
-    found = against_patching(model, attribute(model, highest))
+    scores = model.score(texts)
+    highest = [texts[row] for row in np.argsort(-scores, kind="stable")[:READ_TEXTS]]
+    found = against_patching(model, attribute(model, highest, patched_texts=0))
+    # Few texts have a logit above 0: a layer decides here whether a text is in the upper or the lower half.
+    layers = lens(model, texts, threshold=float(np.median(scores))).dataset
+    decided = layers["deciding_site"].values[:, 0]
+    by_layer = pd.DataFrame(
+        {
+            "site": layers["site"].values,
+            "decided": [float(np.mean(decided == site)) for site in layers["site"].values],
+            "rank_correlation": layers["lens_rank_correlation"].values[:, 0],
+        }
+    )
 
     def write(folder: Path) -> None:
+        by_layer.to_csv(folder / "lens.csv", index=False)
         held.summary().to_csv(folder / "spurious.csv", index=False)
         write_json(folder / "held.json", list(held.held))
         held.report(folder / "spurious.html")
@@ -269,6 +302,33 @@ def circuit(cell: Cell) -> Write:
     return lambda folder: frame.to_parquet(folder / "edges.parquet")
 
 
+def probes(cell: Cell) -> Write:
+    """Who learns what, when: where policy and reward model make the emotion easier to read, by layer and step."""
+    from interp.models import RewardModel
+    from interp.reward.probing import probes as probe
+
+    how = cell.how
+    model = RewardModel.load(how["reward"], label=how["emotion"], output="logit")
+    number, most = model.labels.index(how["emotion"]), how["probe_texts"]
+    readable = [(text, labels) for text, labels in how["labelled"] if not model.too_long([text])]
+    bearing = [text for text, labels in readable if number in labels][:most]
+    others = [text for text, labels in readable if number not in labels]
+    rng = np.random.default_rng(how["seed"])
+    others = [others[row] for row in sorted(rng.permutation(len(others))[: len(bearing)])]
+    courses = {of: steps for of, steps in how["courses"].items() if len(steps) > 1 and min(steps) == 0}
+    if len(bearing) < FEWEST_PROBED or len(others) < FEWEST_PROBED:
+        return lambda folder: write_json(folder / "few.json", {"texts": len(bearing)})
+    found = probe(
+        courses, [*bearing, *others], [1] * len(bearing) + [0] * len(others), permutations=SHUFFLES, seed=how["seed"]
+    )
+
+    def write(folder: Path) -> None:
+        found.dataset.to_netcdf(folder / "probes.nc", engine="h5netcdf")
+        found.summary().to_csv(folder / "summary.csv", index=False)
+
+    return write
+
+
 KINDS: Mapping[str, Callable[[Cell], Write]] = {
     "pair": pair,
     "states": states,
@@ -278,4 +338,5 @@ KINDS: Mapping[str, Callable[[Cell], Write]] = {
     "implicit": implicit,
     "tokens": tokens,
     "circuit": circuit,
+    "probes": probes,
 }

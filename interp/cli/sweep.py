@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,7 +41,13 @@ def sweep(
         print("\nthe sweep is sound; nothing was computed")
         return
     assert out is not None
-    table = run.status(config, out) if status else run.sweep(config, out, engine=engine, jobs=jobs, retry=retry)
+    if status and not (out / run.RECIPE).is_file():
+        raise ConfigError(f"{out} holds no sweep; run the command without --status to begin it")
+    try:
+        table = run.status(config, out) if status else run.sweep(config, out, engine=engine, jobs=jobs, retry=retry)
+    except KeyboardInterrupt:
+        print(f"interp: stopped; what is done is in {out}: run the same command again to go on", file=sys.stderr)
+        raise typer.Exit(130) from None
     _show(table, errors(config, out))
 
 

@@ -7,6 +7,7 @@ what is smaller is rounding and counts as 0.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -78,16 +79,32 @@ class SpectralChange:
     overlaps: Float[Tensor, " direction"]
 
 
-def spectral_change(base: Float[Tensor, "row column"], tuned: Float[Tensor, "row column"]) -> SpectralChange:
-    """Effective rank and leading singular directions of tuned minus base."""
+def size_and_directions(matrix: Float[Tensor, "row column"]) -> tuple[float, Float[Tensor, "row direction"]]:
+    """Frobenius norm and leading left singular vectors of a matrix, float64."""
+    return float(matrix.double().norm()), spectrum(matrix).left
+
+
+def spectral_change(
+    base: Float[Tensor, "row column"],
+    tuned: Float[Tensor, "row column"],
+    of_base: Callable[[], tuple[float, Float[Tensor, "row direction"]]] | None = None,
+) -> SpectralChange:
+    """Effective rank and leading singular directions of tuned minus base.
+
+    Args:
+        base: base's matrix.
+        tuned: tuned's.
+        of_base: gives what `size_and_directions` says of base's matrix; None: that is called.
+    """
     change = tuned - base
     sizes, overlaps = torch.full((2, DIRECTIONS), torch.nan, dtype=torch.float64)
-    size, count = base.double().norm(), min(DIRECTIONS, *base.shape)
+    count = min(DIRECTIONS, *base.shape)
     if not change.any():
         sizes[:count] = 0
         return SpectralChange(0.0, sizes, overlaps)
-    own, moved = spectrum(base), spectrum(change)
+    size, left = size_and_directions(base) if of_base is None else of_base()
+    moved = spectrum(change)
     sizes[:count] = (moved.values[:count] / size).cpu()
-    inside = (own.left.T @ moved.left).pow(2).sum(0)
+    inside = (left.T @ moved.left).pow(2).sum(0)
     overlaps[:count] = inside.where(moved.values[:count] > 0, torch.nan).clamp(0, 1).cpu()
     return SpectralChange(effective_rank(moved.values), sizes, overlaps)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 import xarray as xr
@@ -13,7 +15,7 @@ from interp.adapters import effective
 from interp.errors import MeasureError
 from interp.families import Parts
 from interp.measures.arrays import Variable, dataset, strings, variable
-from interp.measures.spectra import DIRECTIONS, SpectralChange, spectral_change
+from interp.measures.spectra import DIRECTIONS, SpectralChange, size_and_directions, spectral_change
 from interp.models import Policy
 
 Factors = tuple[Float[Tensor, "head d_model d_head"], Float[Tensor, "head d_head d_model"]]
@@ -25,7 +27,9 @@ def product_norm(left: Float[Tensor, "head m k"], right: Float[Tensor, "head k n
     return grams.sum((-2, -1)).clamp_min(0).sqrt()
 
 
-def relative_change(base: Factors, tuned: Factors) -> Float[Tensor, " head"]:
+def relative_change(
+    base: Factors, tuned: Factors, size: Float[Tensor, " head"] | None = None
+) -> Float[Tensor, " head"]:
     """||A_t B_t - A_b B_b|| / ||A_b B_b|| for each head.
 
     The difference is [A_t - A_b, A_b] [B_t; B_t - B_b], a product of thin factors that is exactly 0 where nothing
@@ -34,13 +38,14 @@ def relative_change(base: Factors, tuned: Factors) -> Float[Tensor, " head"]:
     Args:
         base: left and right factor of base's circuit.
         tuned: those of tuned's.
+        size: ||A_b B_b||, where it is known.
 
     Returns:
         Relative Frobenius norm (no unit).
     """
     left = torch.cat([tuned[0] - base[0], base[0]], dim=-1)
     right = torch.cat([tuned[1], tuned[1] - base[1]], dim=-2)
-    return product_norm(left, right) / product_norm(*base)
+    return product_norm(left, right) / (product_norm(*base) if size is None else size)
 
 
 def qk_factors(parts: Parts, layer: int) -> Factors:
@@ -59,9 +64,9 @@ def _norm(tensors: list[Tensor]) -> float:
     return float(torch.stack([t.detach().double().pow(2).sum() for t in tensors]).sum().sqrt())
 
 
-def _relative(base: list[Tensor], tuned: list[Tensor]) -> float:
+def _relative(base: list[Tensor], tuned: list[Tensor], size: float) -> float:
+    """Norm of the change over `size`, base's norm."""
     change = _norm([t.detach().double() - b.detach().double().to(t.device) for b, t in zip(base, tuned, strict=True)])
-    size = _norm(base)
     return change / size if size else (0.0 if change == 0 else float("inf"))
 
 
@@ -75,7 +80,9 @@ def _nothing() -> None:
     """Nothing is done between two weights."""
 
 
-def weights(base: Policy, tuned: Policy, *, between: Callable[[], None] = _nothing) -> xr.Dataset:
+def weights(
+    base: Policy, tuned: Policy, *, between: Callable[[], None] = _nothing, kept: dict[Any, Any] | None = None
+) -> xr.Dataset:
     """How the weights changed: by head in its QK and OV circuit, by MLP, and by parameter.
 
     Relative Frobenius norm of the change of each. Circuits leave biases and rotary embedding out (Elhage et al. 2021);
@@ -87,6 +94,8 @@ def weights(base: Policy, tuned: Policy, *, between: Callable[[], None] = _nothi
         base: base model.
         tuned: tuned model.
         between: called after each layer and each parameter, where what was read may leave memory again.
+        kept: norms and directions of base's weights from an earlier call with the same `base`, which are taken from
+            here and put here.
 
     Raises:
         MeasureError: the two models differ in shape.
@@ -97,15 +106,22 @@ def weights(base: Policy, tuned: Policy, *, between: Callable[[], None] = _nothi
     ]
     if shapes[0] != shapes[1]:
         raise MeasureError("base and tuned differ in the shapes of their weights; leave the measure weights out")
-    qk, ov, mlp = [], [], []
+    once = partial(_once, kept)
+    qk: list[Tensor] = []
+    ov: list[Tensor] = []
+    mlp = []
     for layer in range(b.n_layers):
-        qk.append(relative_change(qk_factors(b, layer), _to(qk_factors(t, layer), base)).cpu())
-        ov.append(relative_change(ov_factors(b, layer), _to(ov_factors(t, layer), base)).cpu())
-        mlp.append(_relative(b.mlp_weights(layer), t.mlp_weights(layer)))
+        for found, factors in ((qk, qk_factors), (ov, ov_factors)):
+            own = factors(b, layer)
+            size = once((factors.__name__, layer), partial(product_norm, *own))
+            found.append(relative_change(own, _to(factors(t, layer), base), size).cpu())
+        own_mlp = b.mlp_weights(layer)
+        mlp.append(_relative(own_mlp, t.mlp_weights(layer), once(("mlp", layer), partial(_norm, own_mlp))))
         between()
     params = []
     for name in shapes[0]:
-        params.append(_relative([_weight(base, name)], [_weight(tuned, name)]))
+        first = [_weight(base, name)]
+        params.append(_relative(first, [_weight(tuned, name)], once(("parameter", name), partial(_norm, first))))
         between()
     return dataset(
         {
@@ -113,7 +129,7 @@ def weights(base: Policy, tuned: Policy, *, between: Callable[[], None] = _nothi
             "ov_change": variable("layer head", torch.stack(ov), "relative change of W_V W_O", "1"),
             "mlp_change": variable("layer", mlp, "relative change of the MLP's weights", "1"),
             "param_change": variable("param", params, "relative change of the parameter", "1"),
-            **_spectral_variables(base, tuned, between),
+            **_spectral_variables(base, tuned, between, once),
         },
         layer=range(b.n_layers),
         head=range(b.n_heads),
@@ -132,7 +148,18 @@ def _weight(policy: Policy, name: str) -> Tensor:
     return effective(policy.model, name)[_rows(policy, name)]
 
 
-def _spectral_variables(base: Policy, tuned: Policy, between: Callable[[], None]) -> dict[str, Variable]:
+def _once(kept: dict[Any, Any] | None, key: Any, make: Callable[[], Any]) -> Any:
+    """What `make` gives of base, computed once where such things are kept."""
+    if kept is None:
+        return make()
+    if ("weights", key) not in kept:
+        kept["weights", key] = make()
+    return kept["weights", key]
+
+
+def _spectral_variables(
+    base: Policy, tuned: Policy, between: Callable[[], None], once: Callable[..., Any]
+) -> dict[str, Variable]:
     """Effective rank and singular directions of each parameter's change, NaN for what is no matrix."""
     ranks, full, sizes, overlaps = [], [], [], []
     nothing = SpectralChange(float("nan"), *torch.full((2, DIRECTIONS), torch.nan, dtype=torch.float64))
@@ -140,7 +167,9 @@ def _spectral_variables(base: Policy, tuned: Policy, between: Callable[[], None]
         weight, found = _weight(base, name), nothing
         if weight.ndim == 2:
             module = base.model.get_submodule(name.rpartition(".")[0])
-            found = spectral_change(oriented(module, weight), oriented(module, _weight(tuned, name)).to(weight.device))
+            own = oriented(module, weight)
+            of_base = partial(once, ("directions", name), partial(size_and_directions, own))
+            found = spectral_change(own, oriented(module, _weight(tuned, name)).to(weight.device), of_base)
         ranks.append(found.effective_rank)
         full.append(min(weight.shape) if weight.ndim == 2 else float("nan"))
         sizes.append(found.sizes)
