@@ -35,7 +35,8 @@ import torch
 import xarray as xr
 from torch import nn
 
-from interp.comparison import Comparison, compare
+from interp.comparing import compare
+from interp.comparison import Comparison
 from interp.errors import FormatError, InterpError
 from interp.io import read_json, write_text
 from interp.models import Policy

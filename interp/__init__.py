@@ -10,7 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from interp.comparison import Comparison, compare, compare_many
+    from interp.comparing import compare, compare_many
+    from interp.comparison import Comparison
     from interp.errors import InterpError
     from interp.families import register_family
     from interp.hooks import Site
@@ -31,8 +32,8 @@ _HOMES = {
     "Prompts": "interp.prompts",
     "RewardModel": "interp.models",
     "Site": "interp.hooks",
-    "compare": "interp.comparison",
-    "compare_many": "interp.comparison",
+    "compare": "interp.comparing",
+    "compare_many": "interp.comparing",
     "register_family": "interp.families",
 }
 _MODULES = ("circuits", "families", "patching", "plot", "report", "reward")

@@ -168,7 +168,7 @@ def _add_untraced(
     turns, (tokens, theirs) = settings.turns, both
     if "weights" in settings.measures:
         settings.progress("weights", 0, 1)
-        data = xr.merge([data, weights(base, other, between=lambda: turns.only(None))])
+        data = xr.merge([data, weights(base, other, between=lambda: turns.only(None), kept=of_base)])
         settings.progress("weights", 1, 1)
     if "attention" in settings.measures:
         heads = _changed_heads(data["pattern_js"])
@@ -196,7 +196,7 @@ def _add_untraced(
         )
         settings.progress("completions", 1, 1)
         # Given and sampled responses share their variables and differ in `source`.
-        data = _fill_strings(data.combine_first(drawn)) if "response_kl" in data else xr.merge([data, drawn])
+        data = _fill(data.combine_first(drawn)) if "response_kl" in data else xr.merge([data, drawn])
     return data
 
 
@@ -207,9 +207,11 @@ def _own_tokens(prompts: Prompts, policy: Policy) -> TokenizedPrompts:
     return tokens
 
 
-def _fill_strings(data: xr.Dataset) -> xr.Dataset:
+def _fill(data: xr.Dataset) -> xr.Dataset:
+    """What given and sampled responses do not share: no text, and no token."""
     text = [name for name, values in data.data_vars.items() if values.dtype == object]
-    return data.assign({name: data[name].fillna("") for name in text})
+    filled = data.assign({name: data[name].fillna("") for name in text})
+    return filled.assign(response_id=filled["response_id"].fillna(-1).astype(np.int32))
 
 
 def _texts(base: Policy, prompts: Prompts, tokens: TokenizedPrompts) -> xr.Dataset:

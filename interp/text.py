@@ -17,10 +17,11 @@ RANGES = {
     "95 % interval": ("lower", "upper"),
     "null runs": ("control_low", "control_high"),
     "replicates": ("replicate_low", "replicate_high"),
+    "permuted": ("permuted_low", "permuted_high"),
 }
 """Columns that show a range, and the columns of the summary that hold its ends."""
 
-SINGLE = {"p": "rank_p", "completeness": "completeness"}
+SINGLE = {"p": "rank_p", "permutation p": "permutation_p", "completeness": "completeness"}
 """Columns of single numbers beside the estimate, and the columns of the summary that hold them."""
 
 RIGHT = ("estimate", *RANGES, *SINGLE, "n")

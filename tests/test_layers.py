@@ -29,8 +29,9 @@ ORDER = [
     patching
     circuits reward
     summary text store
-    plot report
+    plot report options
     comparison
+    comparing
     cli
     """.strip().splitlines()
 ]

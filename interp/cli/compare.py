@@ -37,8 +37,13 @@ def compare(
     replicate: Annotated[
         list[str] | None, typer.Option(help="Model of the same recipe with another seed; repeatable.")
     ] = None,
-    reward: Annotated[str | None, typer.Option(help="Reward model that scores the completions.")] = None,
+    reward: Annotated[
+        str | None, typer.Option(help="Reward model that scores the completions, or the pair's folder, which names it.")
+    ] = None,
     label: Annotated[str | None, typer.Option(help="Label of the reward model, where it has several.")] = None,
+    optimised: Annotated[
+        Path | None, typer.Option(help="The pair's folder, whose recipe says how the score was clipped and scaled.")
+    ] = None,
     measure: Annotated[
         list[str] | None, typer.Option(help="Measure to take, or all; repeatable. Default: the quick ones.")
     ] = None,
@@ -47,7 +52,9 @@ def compare(
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Prompts a forward pass.")] = 16,
     max_new_tokens: Annotated[int, typer.Option(help="Longest sampled completion.")] = 24,
-    draws: Annotated[int, typer.Option(help="Completions of each model to each prompt.")] = 1,
+    draws: Annotated[
+        int | None, typer.Option(help="Completions of each model to each prompt; default: 1, with --reward 4.")
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="dtype of the weights, as float32 or bfloat16.")] = None,
     device: Annotated[str | None, typer.Option(help="Device, as cpu or cuda.")] = None,
     device_map: Annotated[str | None, typer.Option(help='"auto": spread each model over the GPUs there are.')] = None,
@@ -64,14 +71,15 @@ def compare(
     from interp.io import check_new_folder
 
     with working("loading the library"):
+        from interp.comparing import compare as run
         from interp.comparison import FILE, OWN
-        from interp.comparison import compare as run
         from interp.measures import check_measures
         from interp.models import RewardModel
+        from interp.reward.courses import pair_at
     check_new_folder(out, owned_by=FILE, own=OWN, overwrite=overwrite)
     if label is not None and reward is None:
         raise PromptError("--label names a label of --reward; give both or none")
-    check_measures(measure)
+    check_measures(measure, with_reward=reward is not None)
     given = prompts_from(
         prompt,
         prompts,
@@ -85,15 +93,18 @@ def compare(
     trust: dict[str, Any] = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
     options = {"dtype": dtype, "device": device, "device_map": device_map, **trust}
     with progress_bar("loading the models") as progress:
-        scorer = (
-            RewardModel.load(reward, label=label, device=device, device_map=device_map, **trust) if reward else None
-        )
+        scorer: Any = reward
+        if reward is not None and pair_at(reward) is None:
+            scorer = RewardModel.load(reward, label=label, device=device, device_map=device_map, **trust)
+        elif label is not None:
+            raise PromptError("--label names a label of a reward model; the pair that --reward names has its own")
         result = run(
             base,
             tuned,
             given,
             measures=measure,
             reward=scorer,
+            optimised=optimised,
             control=control,
             replicates=replicate,
             tokenizer=tokenizer,

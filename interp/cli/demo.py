@@ -17,10 +17,10 @@ def demo(
 ) -> None:
     """Compare the small pair that comes with the package: film reviews, tuned by PPO toward negative ones."""
     from interp.cli.show import working, write_and_print
-    from interp.comparison import FILE, OWN, check_settings
-    from interp.comparison import compare as run
+    from interp.comparing import compare as run
+    from interp.comparison import FILE, OWN
     from interp.io import check_new_folder, read_json
-    from interp.models import RewardModel
+    from interp.options import check_settings
     from interp.pair import CheckpointPair
     from interp.prompts import Prompts
 
@@ -39,9 +39,7 @@ def demo(
         pair = CheckpointPair.load(shipped)
     data = read_json(shipped / "prompts.json")
     prompts = Prompts(data["texts"], answers=tuple(data["answers"]))
-    reference = pair.manifest["reward"]
     with working("comparing the embedded pair"):
-        scorer = RewardModel.load(str(pair.reward), label=reference["label"], output=reference["output"])
         controls = list(pair.controls)
-        result = run(pair.base, pair.tuned, prompts, measures="all", reward=scorer, control=controls, seed=seed)
+        result = run(pair.base, pair.tuned, prompts, measures="all", reward=pair, control=controls, seed=seed)
     write_and_print(result, out, overwrite=True)

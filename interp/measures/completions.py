@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from interp.divergences import KINDS, divergences
 from interp.measures.arrays import MODELS, Variable, dataset, strings, variable
 from interp.measures.logits import response_steps, response_variables
 from interp.models import Policy, RewardModel
-from interp.prompts import Batch, make_batch
+from interp.prompts import Batch, make_batch, response_texts
 from interp.sampling import end_ids, sample
-from interp.turns import Together, Turns
+from interp.turns import KEPT_BYTES, Together, Turns
 
 Ids = Sequence[Sequence[int]]
 
@@ -43,6 +43,8 @@ def completions(
 
     `response_kl[prompt, source, draw, step]` is KL(tuned || base) where response token `step` of the model `source` is
     predicted; its mean over the real steps of tuned's own samples is the KL in nats per response token.
+    `response_logprob` is each model's log-probability of that very token, and `response_id` the token, -1 behind the
+    response; an end token is part of it.
 
     Args:
         base: base model.
@@ -63,27 +65,35 @@ def completions(
     count, turns = len(prompt_ids), turns or Together()
     max_new_tokens = min([max_new_tokens, *(p.context_length for p in (base, tuned) if p.context_length is not None)])
     own = [_repeated(draws, *ids) for ids in ((prompt_ids, encoder_ids), tuned_ids or (prompt_ids, encoder_ids))]
-    texts, scores, values = [], [], []
+    texts, before, ids, scores, values = [], [], [], [], []
     for policy, prompts in zip((base, tuned), own, strict=True):
         known = None if kept is None or policy is not base else kept.get(max_new_tokens)
         if known is None:
             turns.only(policy)
             responses = _responses(policy, prompts, max_new_tokens, batch_size, seed)
+            samples, heads, said = response_texts(policy.tokenizer, prompts.before(), responses)
             score = None
             if reward is not None:
                 turns.only(None)
-                score = reward.score(_decoded(policy, prompts.followed_by(responses)))
-            known = responses, _decoded(policy, responses), score
+                score = reward.score(samples)
+            known = responses, heads[:count], said, score
             if kept is not None and policy is base:
                 kept[max_new_tokens] = known
-        responses, said, score = known
+        responses, heads, said, score = known
+        before.append(heads)
+        ids.append(_padded(responses, max_new_tokens))
         texts.append(said)
         if score is not None:
             scores.append(score)
         if tuned_ids is None:
-            along = _divergences_along((base, tuned), prompts, responses, max_new_tokens, batch_size, turns)
+            # What base predicts along its own samples is the same for every tuned model.
+            own_logits = None if kept is None or policy is not base else kept.setdefault(("along", max_new_tokens), {})
+            along = _along((base, tuned), prompts, responses, max_new_tokens, batch_size, turns, own_logits)
             values.append(along.unflatten(1, (draws, count)).transpose(1, 2))
-    variables = response_variables(torch.stack(values, dim=2)) if values else {}
+    variables = _response_variables(torch.stack(values, dim=2)) if values else {}
+    tokens = _by_prompt(np.stack(ids), draws, count)
+    variables["response_id"] = variable("prompt source draw step", tokens, "response token, -1 behind the last")
+    variables["completion_prompt"] = variable("prompt", strings(before[0]), "what a response follows, as text")
     sampled = _by_prompt(strings(texts), draws, count)
     variables["completion"] = variable("prompt source draw", sampled, "sampled response")
     if reward is not None:
@@ -91,8 +101,21 @@ def completions(
     return dataset(variables, source=list(MODELS), draw=range(draws), step=range(max_new_tokens))
 
 
-def _decoded(policy: Policy, ids: Ids) -> list[str]:
-    return [policy.tokenizer.decode(row, skip_special_tokens=True) for row in ids]
+def _padded(responses: Ids, steps: int) -> np.ndarray:
+    """Token ids, -1 behind a response's last."""
+    table = np.full((len(responses), steps), -1, dtype=np.int32)
+    for row, ids in enumerate(responses):
+        table[row, : len(ids)] = ids
+    return table
+
+
+def _response_variables(values: Float[Tensor, "kind prompt source draw step"]) -> dict[str, Variable]:
+    """What `_along` found, by name."""
+    dims, log_prob = "prompt source draw model step", torch.stack([*values[len(KINDS) :]], dim=3)
+    found = response_variables(values[: len(KINDS)])
+    return found | {
+        "response_logprob": variable(dims, log_prob, "log-probability of the response token", "nats"),
+    }
 
 
 def _rewards(reward: RewardModel, scores: np.ndarray) -> Variable:
@@ -111,10 +134,10 @@ class _Repeated:
         rows = slice(start, start + size)
         return self.prompt_ids[rows], None if self.encoder_ids is None else self.encoder_ids[rows]
 
-    def followed_by(self, responses: Ids) -> Ids:
-        """What was read before each response, by the encoder too, and the response."""
+    def before(self) -> Ids:
+        """What was read before each response, by the encoder too."""
         read = self.encoder_ids or [()] * len(self.prompt_ids)
-        return [[*e, *p, *r] for e, p, r in zip(read, self.prompt_ids, responses, strict=True)]
+        return [[*e, *p] for e, p in zip(read, self.prompt_ids, strict=True)]
 
 
 def _repeated(draws: int, prompt_ids: Ids, encoder_ids: Ids | None) -> _Repeated:
@@ -127,8 +150,8 @@ def _shared(ids: Sequence[int], vocab: int) -> list[int]:
 
 
 def _by_prompt(values: np.ndarray, draws: int, count: int) -> np.ndarray:
-    """From [source, draw * prompt] to [prompt, source, draw]."""
-    return values.reshape(len(values), draws, count).transpose(2, 0, 1)
+    """From [source, draw * prompt, ...] to [prompt, source, draw, ...]."""
+    return np.moveaxis(values.reshape(len(values), draws, count, *values.shape[2:]), 2, 0)
 
 
 def _responses(policy: Policy, prompts: _Repeated, max_new_tokens: int, batch_size: int, seed: int) -> list[list[int]]:
@@ -155,10 +178,20 @@ def _responses(policy: Policy, prompts: _Repeated, max_new_tokens: int, batch_si
     return responses
 
 
-def _divergences_along(
-    models: tuple[Policy, Policy], prompts: _Repeated, responses: Ids, steps: int, batch_size: int, turns: Turns
+def _along(
+    models: tuple[Policy, Policy],
+    prompts: _Repeated,
+    responses: Ids,
+    steps: int,
+    batch_size: int,
+    turns: Turns,
+    kept: dict[int, Tensor] | None,
 ) -> Float[Tensor, "kind prompt step"]:
-    """What `KINDS` names at the positions that predict the response tokens, NaN behind the response."""
+    """Where response tokens are predicted: what `KINDS` names, and each model's log-probability of the token.
+
+    NaN behind the response. `kept` holds base's logits there by batch, taken from an earlier call and put for a later
+    one.
+    """
     readable = [_shared(ids, models[0].vocab_size) for ids in responses]
 
     def batches() -> Iterator[Batch]:
@@ -167,10 +200,39 @@ def _divergences_along(
             yield make_batch(ids, readable[start : start + batch_size], encoder=encoder)
 
     pieces = []
-    for pair in turns.pairs(models[0], [models[1]], batches(), []):
-        batch = pair.base.batch.to("cpu")
-        real = batch.attention_mask
-        values = torch.full((len(KINDS), *real.shape), torch.nan, dtype=torch.float64)
-        values[:, real] = divergences(pair.tuned.logits, pair.base.logits, real)
+    for batch, wanted, of_base, of_tuned in _logits_along(models, batches(), turns, kept):
+        values = torch.full((len(KINDS) + 2, *wanted.shape), torch.nan, dtype=torch.float64)
+        if wanted.any():
+            targets = batch.input_ids.roll(-1, 1)[wanted]
+            every = torch.ones(len(targets), dtype=torch.bool)
+            values[:, wanted] = divergences(of_tuned, of_base, every, targets=targets)
         pieces.append(response_steps(values, batch.prompt_lengths, batch.lengths, steps))
     return torch.cat(pieces, dim=1)
+
+
+def _logits_along(
+    models: tuple[Policy, Policy], batches: Iterator[Batch], turns: Turns, kept: dict[int, Tensor] | None
+) -> Iterator[tuple[Batch, Bool[Tensor, "batch seq"], Float[Tensor, "row vocab"], Float[Tensor, "row vocab"]]]:
+    """Of each batch: its tokens, which of them predict response tokens, and base's and tuned's logits at those."""
+    base, tuned = models
+    if kept is None or not isinstance(turns, Together):
+        for pair in turns.pairs(base, [tuned], batches, []):
+            batch = pair.base.batch.to("cpu")
+            wanted = _predicting(batch)
+            first, second = (trace.logits[wanted.to(trace.logits.device)] for trace in (pair.base, pair.tuned))
+            yield batch, wanted, first, second
+        return
+    for number, batch in enumerate(batches):
+        wanted = _predicting(batch)
+        known = kept.get(number)
+        if known is None:
+            known = base.trace(batch).logits[wanted.to(base.device)]
+            if sum(each.nbytes for each in kept.values()) + known.nbytes <= KEPT_BYTES:
+                kept[number] = known
+        yield batch, wanted, known, tuned.trace(batch).logits[wanted.to(tuned.device)]
+
+
+def _predicting(batch: Batch) -> Bool[Tensor, "batch seq"]:
+    """Where a response token is predicted: from the prompt's last token to the response's last but one."""
+    columns = torch.arange(batch.input_ids.shape[1])
+    return (columns >= batch.prompt_lengths[:, None] - 1) & (columns < batch.lengths[:, None] - 1)

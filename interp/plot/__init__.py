@@ -19,6 +19,7 @@ from interp.plot.bars import attribution, neurons
 from interp.plot.lines import lens, residual
 from interp.plot.maps import attention_change, attention_entropy, heads, weights
 from interp.plot.positions import entropy, kl
+from interp.plot.rewards import implicit_reward, over_optimisation, probes, token_join
 from interp.plot.sites import lens_positions
 from interp.plot.spectrum import singular_directions
 from interp.plot.style import Result
@@ -33,15 +34,19 @@ __all__ = [
     "attribution",
     "entropy",
     "heads",
+    "implicit_reward",
     "kl",
     "lens",
     "lens_positions",
     "mass_outside",
     "movers",
     "neurons",
+    "over_optimisation",
     "ov_circuits",
+    "probes",
     "residual",
     "singular_directions",
+    "token_join",
     "top_tokens",
     "weights",
 ]
@@ -83,3 +88,7 @@ class Plots:
     ov_circuits = _method(ov_circuits)
     weights = _method(weights)
     singular_directions = _method(singular_directions)
+    implicit_reward = _method(implicit_reward)
+    token_join = _method(token_join)
+    over_optimisation = _method(over_optimisation)
+    probes = _method(probes)

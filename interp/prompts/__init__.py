@@ -10,6 +10,8 @@ from interp.prompts.tokens import (
     encode_after,
     make_batch,
     positions,
+    response_ends,
+    response_texts,
     token_text,
 )
 
@@ -23,5 +25,7 @@ __all__ = [
     "encode_after",
     "make_batch",
     "positions",
+    "response_ends",
+    "response_texts",
     "token_text",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -267,3 +267,52 @@ def _pad(
         ids[index, span] = torch.tensor(list(row), dtype=torch.long)
         mask[index, span] = True
     return ids, mask
+
+
+def response_texts(
+    tokenizer: Any, before: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
+) -> tuple[list[str], list[str], list[str]]:
+    """What was read and said, as text without special tokens.
+
+    A response is decoded after what stands before it, as some tokenizers drop a text's first space.
+
+    Args:
+        tokenizer: the tokenizer.
+        before: ids of what each response follows.
+        responses: ids of each response.
+
+    Returns:
+        (both as one text, what stood before, the response) of each.
+    """
+    options: dict[str, Any] = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+
+    def decoded(rows: Iterable[Sequence[int]]) -> list[str]:
+        return [tokenizer.decode(list(ids), **options) for ids in rows]
+
+    whole = decoded([*first, *rest] for first, rest in zip(before, responses, strict=True))
+    heads, alone = decoded(before), decoded(responses)
+    texts = [
+        both[len(head) :] if both.startswith(head) else said
+        for both, head, said in zip(whole, heads, alone, strict=True)
+    ]
+    return whole, heads, texts
+
+
+def response_ends(tokenizer: Any, ids: Sequence[int], text: str) -> list[int | None]:
+    """The character of a response's text after the last that each token covers; None inside a character.
+
+    Args:
+        tokenizer: the tokenizer.
+        ids: the response's tokens.
+        text: the response, as `response_texts` gives it.
+
+    Returns:
+        One a token; all None where the text is not what the tokens say.
+    """
+    options: dict[str, Any] = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    said = [tokenizer.decode(list(ids[: place + 1]), **options) for place in range(len(ids))]
+    whole = said[-1] if said else ""
+    if not text.endswith(whole):
+        return [None] * len(ids)
+    dropped = len(text) - len(whole)  # a first space that only shows after the prompt
+    return [dropped + len(each) if whole.startswith(each) else None for each in said]

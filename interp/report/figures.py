@@ -172,7 +172,49 @@ _WEIGHTS = (
     ),
 )  # fmt: skip
 
-SPECS = (*_NEXT_TOKEN, *_LAYERS, *_ATTRIBUTION, *_ATTENTION, *_WEIGHTS)
+_REWARD = (
+    Spec(
+        "implicit_reward", "Does the shift follow the reward?", "Implicit reward", "implicit_reward",
+        plot.implicit_reward,
+        "Scatter plot of the log-ratio of sampled responses against their reward, within prompts, and the fitted "
+        "line; beside it the slope among those of permuted rewards.",
+        "Each point is a sampled response: its reward, and how much likelier tuned finds it than base does, both minus "
+        "the mean of the responses to its prompt and with the length taken out. At the optimum of reward minus beta "
+        "times KL the slope is 1 / beta; a short training stays below. Tuned's samples were chosen by the very shift "
+        "that is measured, which makes the slope over both too steep; that of base's samples alone is free of this.",
+        (("implicit reward", "per unit of reward"),),
+    ),
+    Spec(
+        "token_join", "Did the tokens move that the reward reads?", "Token join", "token_join", plot.token_join,
+        "Scatter plot of the log-ratio of spans of characters against their reward attribution; beside it the rank "
+        "correlation within texts among those of permuted attributions.",
+        "Each point is a piece of one of tuned's responses. To the right: integrated gradients of the reward; upward: "
+        "how much likelier tuned finds it than base does after the same text. The reward was paid for whole responses; "
+        "nothing makes the policy move the very tokens that the reward model reads.",
+        (("token join", ""),),
+    ),
+    Spec(
+        "over_optimisation", "Reward against distance over the training", "Over-optimisation", "over_optimisation",
+        plot.over_optimisation,
+        "Line chart of the reward gained against the square root of the KL divergence from base, checkpoint by "
+        "checkpoint, and of the KL over the training.",
+        "Every stored checkpoint's samples, scored by the reward that was optimised, against how far they lie from "
+        "base. That this reward rises says nothing of what it stands for: over_optimisation(pair, gold=...) lays a "
+        "second reward model beside it.",
+        (("over-optimisation", ": step [0-9]+$"),),
+    ),
+    Spec(
+        "probes", "When a high reward could be read", "Probes", "probes", plot.probes,
+        "Line charts of a linear probe's accuracy gained over step 0 by share of the training, and of its accuracy by "
+        "depth.",
+        "Linear probes for a reward above the median, at every layer of every checkpoint, judged on texts that they "
+        "did not see. That a layer tells a high reward from a low one does not say that the model uses it, nor that "
+        "one model taught the other: the shares of two trainings are two clocks.",
+        (("probes", "accuracy"),),
+    ),
+)  # fmt: skip
+
+SPECS = (*_NEXT_TOKEN, *_LAYERS, *_ATTRIBUTION, *_ATTENTION, *_WEIGHTS, *_REWARD)
 
 
 def draw(cmp: Result, spec: Spec) -> dict[str, Drawing] | None:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 import re
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
 import xarray as xr
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from interp.errors import InterpError, MeasureError
 from interp.io import write_text
 from interp.plot.style import number, span
-from interp.plot.text import clean
+from interp.report.templates import resource, template
+from interp.reward.flat import records
+from interp.reward.joining import token_join_of
 
 TEXTS_SHOWN = 40
 _WORD = re.compile(r"\s+|\S+")
@@ -62,15 +62,9 @@ def render_tokens(result: Joined, *, texts: int = TEXTS_SHOWN) -> str:
             "this page shows the result of token_join, whose signed_spearman is not here; pass that result"
         )
     frame = result.summary()
-    scales = {name: _scale(data[name]) for name in ("attribution", "log_ratio")}
-    count = data.sizes["prompt"]
-    shown = min(texts, count)
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_finalize
-    )
-    folder = files("interp.report")
-    return environment.from_string(folder.joinpath("tokens.html").read_text(encoding="utf-8")).render(
-        css=Markup(folder.joinpath("page.css").read_text(encoding="utf-8")),
+    return template("tokens.html").render(
+        css=Markup(resource("page.css")),
+        coloured=Markup(resource("coloured.css")),
         verdict=_verdict(frame),
         columns=_COLUMNS,
         rows=[_cells(row) for row in frame.to_dict("records")],
@@ -79,13 +73,34 @@ def render_tokens(result: Joined, *, texts: int = TEXTS_SHOWN) -> str:
             f" 95 % of {data.attrs['permutations']} permutations of the attributions within each text, p is two-sided."
             " It is a correlation over tokens: the reward was paid for whole responses."
         ),
-        scales={name: _legend(size, data[name]) for name, size in scales.items()},
-        texts=[_text(data.isel(prompt=index), index, scales) for index in range(shown)],
-        shown=(
-            f"{shown} of {count} texts. A span's own numbers show where the pointer rests on it. Colours are cut at the"
-            " 98th percentile of sizes."
-        ),
+        **_coloured(data, texts),
     )
+
+
+def coloured_texts(data: xr.Dataset, *, texts: int = 6) -> dict[str, Any] | None:
+    """The first texts of a comparison's token join, ready to be coloured; None where it has none.
+
+    Args:
+        data: the comparison's dataset.
+        texts: how many are shown.
+    """
+    if "token_join" not in records(data):
+        return None
+    return _coloured(token_join_of(data).dataset, texts)
+
+
+def _coloured(data: xr.Dataset, texts: int) -> dict[str, Any]:
+    """Colours of the first texts that have any."""
+    scales = {name: _scale(data[name]) for name in ("attribution", "log_ratio")}
+    known = np.flatnonzero((data["start"].values >= 0).any(1))[:texts]
+    return {
+        "scales": {name: _legend(size, data[name]) for name, size in scales.items()},
+        "texts": [_text(data.isel(prompt=int(index)), int(index), scales) for index in known],
+        "shown": (
+            f"{len(known)} of {data.sizes['prompt']} texts. A span's own numbers show where the pointer rests on it."
+            " Colours are cut at the 98th percentile of sizes."
+        ),
+    }
 
 
 def write_tokens(result: Joined, path: str | os.PathLike[str], *, texts: int = TEXTS_SHOWN) -> Path:
@@ -97,11 +112,6 @@ def write_tokens(result: Joined, path: str | os.PathLike[str], *, texts: int = T
     if Path(path).suffix.lower() not in (".html", ".htm"):
         raise InterpError(f"the page is HTML; name a file that ends in .html, not {os.fspath(path)!r}")
     return write_text(path, render_tokens(result, texts=texts))
-
-
-def _finalize(value: Any) -> Any:
-    """Every text that enters the page loses its control characters; Markup was made here and passes."""
-    return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _verdict(frame: pd.DataFrame) -> str:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import os
-from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from interp.errors import InterpError
 from interp.io import write_text
 from interp.plot.bars import completeness_words
 from interp.plot.style import Result
-from interp.plot.text import clean
 from interp.report import views
 from interp.report.figures import SPECS, draw
+from interp.report.join import coloured_texts
 from interp.report.sections import missing, present
 from interp.report.svg import glyph_sheet, style_sheet
+from interp.report.templates import resource, template
 from interp.report.verdict import verdict
 from interp.text import RANGES, interval_notes
 
@@ -36,11 +34,12 @@ def render(cmp: Result) -> str:
         "attention": views.attention(data),
         "ov": views.ov_circuits(data),
         "samples": views.completions(data),
+        "token_texts": coloured_texts(data),
     }
     names = {*figures, *(name for name, content in parts.items() if content is not None)}
     groups = present(names)
     columns, rows = views.headline(table)
-    return _template().render(
+    return template("template.html").render(
         sources={m: views.source(data, m) for m in ("base", "tuned")},
         prompts=data.sizes["prompt"],
         verdict=verdict(cmp, table),
@@ -61,8 +60,9 @@ def render(cmp: Result) -> str:
         runs={"null runs": len(cmp.controls), "replicates": len(getattr(cmp, "replicates", ()))},
         notes=interval_notes(data),
         provenance=views.provenance(data),
-        css=Markup(_resource("page.css")) + style_sheet(drawings),
-        js=Markup(_resource("page.js")),
+        css=Markup(resource("page.css")) + style_sheet(drawings),
+        coloured=Markup(resource("coloured.css")) if parts["token_texts"] else "",
+        js=Markup(resource("page.js")),
     )
 
 
@@ -75,19 +75,3 @@ def write(cmp: Result, path: str | os.PathLike[str]) -> Path:
     if Path(path).suffix.lower() not in (".html", ".htm"):
         raise InterpError(f"a report is an HTML page; name a file that ends in .html, not {os.fspath(path)!r}")
     return write_text(path, render(cmp))
-
-
-def _resource(name: str) -> str:
-    return files("interp.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _template() -> Any:
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_finalize
-    )
-    return environment.from_string(_resource("template.html"))
-
-
-def _finalize(value: Any) -> Any:
-    """Every text that enters the page loses its control characters; Markup was made here and passes."""
-    return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value

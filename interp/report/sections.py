@@ -33,6 +33,7 @@ _OWN = (
     Section("attention", "Attention of the heads that changed most", "Patterns", "attention"),
     Section("ov", "What the changed heads read and write", "OV circuits", "attention"),
     Section("samples", "Sample completions", "Completions", "completions"),
+    Section("token_texts", "What the reward reads, and what the tuning moved", "Coloured texts", "token_join"),
 )
 _ORDER = {
     "Next token": ("tokens", "movers", "answers", "mass_outside", "kl", "entropy"),
@@ -40,6 +41,7 @@ _ORDER = {
     "Attribution": ("attribution", "heads", "neurons"),
     "Attention": ("attention_change", "attention_entropy", "attention_classes", "attention", "ov"),
     "Weights": ("weights", "singular_directions"),
+    "Reward": ("implicit_reward", "token_join", "token_texts", "over_optimisation", "probes"),
     "Text": ("samples",),
 }
 _ONLY_SOMETIMES = ("mass_outside", "answers")  # they need more than that their measure is taken

@@ -23,6 +23,7 @@ def verdict(cmp: Result, table: pd.DataFrame) -> list[str]:
     sentences = [
         *_behaviour(cmp.dataset, table, cmp.controls),
         *_reward(cmp.dataset, table),
+        *_implicit(table),
         *_divergence(cmp.dataset, cmp.controls),
     ]
     if not sentences:
@@ -97,6 +98,17 @@ def _reward(data: xr.Dataset, table: pd.DataFrame) -> list[str]:
         sure = f" (change {number(tuned - base, signed=True)}, 95\u00a0% interval {span(low, high)})"
     what = f"The mean reward, {name}," if name else "The mean reward"
     return [f"{what} is {number(tuned)} for tuned's samples and {number(base)} for base's{sure}."]
+
+
+def _implicit(table: pd.DataFrame) -> list[str]:
+    """Whether the shift follows the reward."""
+    row = finding(table, "implicit reward")
+    if row is None:
+        return []
+    low, high, p = (_float(row, name) for name in ("permuted_low", "permuted_high", "permutation_p"))
+    slope = f"{number(_float(row, 'estimate'), signed=True)} nats per unit of reward"
+    null = f"permuted rewards give {span(low, high)}, p = {number(p)}" if np.isfinite(p) else "there is no null"
+    return [f"Within prompts, a response's log-ratio changes by {slope} ({null})."]
 
 
 def _divergence(data: xr.Dataset, controls: tuple[xr.Dataset, ...]) -> list[str]:

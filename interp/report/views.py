@@ -39,7 +39,9 @@ def headline(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     known = {name for name in table.columns if table[name].notna().any()}
     columns = ["reading", "finding", "estimate"]
     columns += [name for name, ends in RANGES.items() if set(ends) & known]
-    columns += [name for name in ("p", "units", "n", "completeness") if SINGLE.get(name, name) in known]
+    columns += [
+        name for name in ("p", "permutation p", "units", "n", "completeness") if SINGLE.get(name, name) in known
+    ]
     rows = [[_cell(name, record) for name in columns] for record in table.to_dict("records")]
     for above, row in reversed(list(pairwise(rows))):
         if row[0] == above[0]:

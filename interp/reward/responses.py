@@ -14,7 +14,7 @@ from torch import Tensor
 from interp.divergences import kl_divergence, log_probs
 from interp.errors import MeasureError, TokenizerMismatch
 from interp.models import Policy, RewardModel
-from interp.prompts import Batch, Prompts, TokenizedPrompts, make_batch
+from interp.prompts import Batch, Prompts, TokenizedPrompts, make_batch, response_texts
 from interp.sampling import end_ids, sample
 
 Reads = Literal["sample", "output"]
@@ -104,21 +104,10 @@ def respond(
 
 
 def _as_texts(policy: Policy, tokens: TokenizedPrompts, rows: Sequence[int], ids: Sequence[Ids]) -> Responses:
-    """Decoded as in training: prompt and response together, as some tokenizers drop a text's first space."""
+    """Decoded as in training."""
     before = [[*(tokens.encoder_ids[row] if tokens.encoder_ids else ()), *tokens.prompt_ids[row]] for row in rows]
-    samples = _decode(policy, [[*first, *rest] for first, rest in zip(before, ids, strict=True)])
-    prompts = _decode(policy, before)
-    alone = _decode(policy, ids)
-    texts = [
-        whole[len(head) :] if whole.startswith(head) else said
-        for whole, head, said in zip(samples, prompts, alone, strict=True)
-    ]
+    samples, prompts, texts = response_texts(policy.tokenizer, before, ids)
     return Responses(tuple(rows), tuple(ids), tuple(texts), tuple(samples), tuple(prompts))
-
-
-def _decode(policy: Policy, rows: Sequence[Sequence[int]]) -> list[str]:
-    options: dict[str, Any] = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-    return [policy.tokenizer.decode(list(ids), **options) for ids in rows]
 
 
 def scores(reward: Reward, said: Responses, *, reads: Reads = "sample", batch_size: int = 64) -> np.ndarray:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 import xarray as xr
 
-from interp.summary import behaviour, inside, parameters
+from interp.summary import behaviour, inside, joins, parameters
 from interp.summary.table import COLUMNS, Table
 
 __all__ = ["COLUMNS", "summarise"]
@@ -32,6 +32,9 @@ READINGS = (
     ("ov_change", parameters.circuits),
     ("effective_rank", parameters.ranks),
     ("completion_reward", behaviour.reward),
+    ("implicit_slope", joins.implicit_reward),
+    ("join_signed_spearman", joins.token_join),
+    ("group", joins.over_training),
 )
 """The variable that a reading needs, and what makes rows of it, in the summary's order."""
 
@@ -59,7 +62,9 @@ def summarise(
         One row a finding: `reading`, `finding` (words), `estimate`, `lower` and `upper` (95 % interval over prompts,
         NaN under 8 prompts), `units`, `n` (prompts), `control_low` and `control_high` (range of the null runs),
         `rank_p` (p of a change among the null runs, NaN under 19 of them), `replicate_low` and `replicate_high` (range
-        of the replicates), `completeness` (mean |sum - logit difference|, for attributions).
+        of the replicates), `permuted_low`, `permuted_high` and `permutation_p` (middle 95 % of the permutations within
+        prompts, and p, two-sided, for what joins the reward), `completeness` (mean |sum - logit difference|, for
+        attributions).
     """
     table = Table(data, controls, replicates, seed)
     rows = [row for needed, reading in READINGS if needed in data for row in reading(table)]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
 
+from interp.reward.within import two_sided_p
 from interp.stats import bootstrap_mean, null_range, rank_p, selection_halves
 
 COLUMNS = (
@@ -24,6 +25,9 @@ COLUMNS = (
     "rank_p",
     "replicate_low",
     "replicate_high",
+    "permuted_low",
+    "permuted_high",
+    "permutation_p",
     "completeness",
 )
 TOP = 3
@@ -138,6 +142,62 @@ class Table:
             n=0,
         )
 
+    def fitted(
+        self,
+        reading: str,
+        finding: str,
+        name: str,
+        units: str,
+        *,
+        mean: str = "",
+        permuted: str | None = None,
+        bounds: bool = True,
+        ranked: bool = True,
+        **where: str,
+    ) -> Row:
+        """One finding that was estimated over all prompts together, with its interval and its null by permutation.
+
+        Args:
+            reading: the measure it comes from.
+            finding: the finding in words.
+            name: the variable; NAME_lower and NAME_upper are its interval.
+            units: units of the number.
+            mean: what the variable's name ends in, where that is not `name` itself.
+            permuted: the variable of what permutations give.
+            bounds: it has an interval.
+            ranked: it is 0 where nothing changed, so that it has a rank among null runs.
+            **where: labels of the one that is meant, where the variable has dims.
+        """
+        data = self.data
+        estimate = _scalar(data, f"{name}{mean}", where)
+        ends = [_scalar(data, f"{name}_{end}", where) if bounds else NONE for end in ("lower", "upper")]
+        drawn = data[permuted].values if permuted is not None else np.empty(0)
+        real = len(drawn) > 0 and bool(np.isfinite(drawn).all())
+        low, high = np.quantile(drawn, (0.025, 0.975)) if real else (NONE, NONE)
+        return self._filled(
+            (reading, finding, estimate, units),
+            [_scalar(run, f"{name}{mean}", where) for run in self.controls],
+            [_scalar(run, f"{name}{mean}", where) for run in self.replicates],
+            ranked=ranked,
+            lower=ends[0],
+            upper=ends[1],
+            n=data.sizes["prompt"],
+            permuted_low=float(low),
+            permuted_high=float(high),
+            permutation_p=two_sided_p(estimate, drawn),
+        )
+
+    def given(self, record: Mapping[Any, Any]) -> Row:
+        """A finding that a join's own summary has already.
+
+        Args:
+            record: a row of it: `reading`, `finding`, `estimate`, `lower`, `upper`, `units`, `n`, and perhaps
+                `null_low`, `null_high` and `p`.
+        """
+        names = {"null_low": "permuted_low", "null_high": "permuted_high", "p": "permutation_p"}
+        found = {names.get(str(key), str(key)): value for key, value in record.items()}
+        return {column: found.get(column, NONE) for column in COLUMNS}
+
     def _filled(
         self,
         head: tuple[str, str, float, str],
@@ -206,6 +266,11 @@ def _sizes(values: np.ndarray) -> np.ndarray:
     """|mean| of each column over its finite values, 0 for a column without any."""
     real = np.isfinite(values)
     return np.asarray(np.abs(np.where(real, values, 0).sum(0)) / np.maximum(real.sum(0), 1))
+
+
+def _scalar(data: xr.Dataset, name: str, where: Mapping[str, str]) -> float:
+    """A single number; NaN where a run has none, as its responses did not allow it."""
+    return float(data[name].sel(where)) if name in data else NONE
 
 
 def _mean(values: np.ndarray) -> float:

@@ -5,6 +5,7 @@ import torch
 
 import interp
 from interp.errors import PromptError
+from interp.measures import REWARD_MEASURES, TRAINING_MEASURES
 from interp.models import Policy, RewardModel
 from tests.conftest import save, tiny_gpt2, tiny_llama
 from tests.interp.test_compare import PROMPTS, TEXTS
@@ -26,12 +27,33 @@ def same(found, expected):
 def test_each_is_what_compare_gives(make_model, tokenizer, answered):
     base, models = make_model(), {str(seed): make_model(seed) for seed in (1, 2)}
     asked = prompts() if answered else interp.Prompts(TEXTS)
-    names = [name for name in interp.MEASURES if answered or name != "logit_diff"]
+    joins = (*REWARD_MEASURES, *TRAINING_MEASURES)
+    names = [name for name in interp.MEASURES if name not in joins and (answered or name != "logit_diff")]
     options = dict(tokenizer=tokenizer, measures=names, max_new_tokens=4, batch_size=4)
     found = interp.compare_many(base, models, asked, **options)
     assert list(found) == list(models)
     for name, model in models.items():
         same(found[name], interp.compare(base, model, asked, **options))
+
+
+def test_base_s_weights_and_what_it_says_of_its_own_samples_are_computed_once(tokenizer, monkeypatch):
+    from interp.measures import spectra
+
+    traced, shapes, trace, spectrum = [], [], Policy.trace, spectra.spectrum
+
+    def counted(policy, *args, **options):
+        traced.append(policy.model)
+        return trace(policy, *args, **options)
+
+    monkeypatch.setattr(Policy, "trace", counted)
+    monkeypatch.setattr(spectra, "spectrum", lambda matrix: (shapes.append(matrix.shape), spectrum(matrix))[1])
+    base, models = tiny_gpt2(), {str(seed): tiny_gpt2(seed) for seed in (1, 2, 3)}
+    matrices = sum(parameter.ndim == 2 for parameter in base.parameters())
+    options = dict(tokenizer=tokenizer, measures=["completions", "weights"], max_new_tokens=3, batch_size=64)
+    interp.compare_many(base, models, prompts(), **options)
+    assert len(shapes) == matrices * (1 + len(models)), "base's matrices once, and each model's change"
+    assert sum(model is base for model in traced) == 1 + len(models), "on its own samples once, then on each model's"
+    assert all(sum(model is other for model in traced) == 2 for other in models.values())
 
 
 def test_controls_replicates_and_a_reward(tokenizer):

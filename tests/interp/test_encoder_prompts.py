@@ -128,5 +128,7 @@ def test_compare_reads_both_sides(t5_pair, t5_tokenizer):
                 end_ids=(1,), pad_id=0,
             )  # fmt: skip
             ids = drawn.response_ids[0][drawn.response_mask[0]]
-            said = t5_tokenizer.decode(ids, skip_special_tokens=True)
+            before = [*encoder, *start, very]
+            whole, head = (t5_tokenizer.decode(i, skip_special_tokens=True) for i in ([*before, *ids.tolist()], before))
+            said = whole.removeprefix(head)
             assert cmp["completion"].values[row, column, 0] == said

@@ -10,7 +10,7 @@ import interp
 from interp.divergences import entropy, entropy_of_log_probs, js_divergence, kl_divergence
 from interp.errors import MeasureError
 from interp.hooks import Site
-from interp.measures import DEFAULT_MEASURES, MEASURES, check_measures
+from interp.measures import DEFAULT_MEASURES, MEASURES, REWARD_MEASURES, TRAINING_MEASURES, check_measures
 from interp.measures.arrays import TokenTexts
 from interp.measures.attention import attention, pattern_examples
 from interp.measures.completions import completions
@@ -451,8 +451,10 @@ class TestCompletions:
 
 def test_measures_by_name():
     assert check_measures(None) == DEFAULT_MEASURES
-    assert check_measures(None, with_reward=True) == (*DEFAULT_MEASURES, "completions")
-    assert check_measures("all") == check_measures(["kl", "all"]) == MEASURES
+    assert check_measures(None, with_reward=True) == (*DEFAULT_MEASURES, "completions", *REWARD_MEASURES)
+    every = check_measures("all", with_reward=True, with_checkpoints=True)
+    joined = (*REWARD_MEASURES, *TRAINING_MEASURES)
+    assert every == MEASURES and check_measures(["kl", "all"]) == MEASURES[: -len(joined)]
     assert set(DEFAULT_MEASURES) < set(MEASURES)
     assert check_measures(["weights", "kl"]) == ("kl", "weights")
     assert check_measures("lens") == ("lens",)

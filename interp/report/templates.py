@@ -1,0 +1,33 @@
+"""Templates and style sheets that lie beside this file, and the one way in which they are filled."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
+from markupsafe import Markup
+
+from interp.plot.text import clean
+
+
+def resource(name: str) -> str:
+    """A file that lies beside this one, as text."""
+    return files("interp.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def template(name: str) -> Template:
+    """A template. Every value is escaped, and loses its control characters; Markup was made here and passes."""
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_finalize,
+        loader=FunctionLoader(resource),
+    )
+    return environment.get_template(name)
+
+
+def _finalize(value: Any) -> Any:
+    return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value

@@ -1,0 +1,104 @@
+"""What a pair's checkpoints add to its comparison: over-optimisation, and when the reward became readable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+
+from interp.errors import MeasureError
+from interp.models import RewardModel
+from interp.pair import CheckpointPair
+from interp.prompts import Prompts
+from interp.reward.flat import restored
+from interp.reward.joining import merged
+from interp.reward.optimisation import OverOptimisation, over_optimisation
+from interp.reward.probing import Probes, probes
+
+MOST_TEXTS = 256
+"""Responses that are probed, of which half have a reward above the median."""
+
+
+def join_training(
+    data: xr.Dataset,
+    pair: CheckpointPair,
+    reward: RewardModel,
+    prompts: Prompts,
+    measures: Sequence[str],
+    *,
+    max_new_tokens: int,
+    seed: int,
+) -> xr.Dataset:
+    """A comparison's dataset with what its pair's checkpoints show.
+
+    Args:
+        data: the dataset, with `completion`, `completion_prompt` and `completion_reward`.
+        pair: a pair that kept checkpoints.
+        reward: its reward model.
+        prompts: what is responded to.
+        measures: names, of which `over_optimisation` and `probes` are taken here.
+        max_new_tokens: longest response.
+        seed: seed of samples, folds and intervals.
+
+    Returns:
+        `data` with further arrays, `over_...` and `probes_...`.
+    """
+    return merged(
+        data,
+        {
+            "over_optimisation": lambda: (
+                over_optimisation(pair, reward, prompts, max_new_tokens=max_new_tokens, seed=seed).dataset
+            ),
+            "probes": lambda: _probes(data, pair, reward, seed),
+        },
+        measures,
+    )
+
+
+def _probes(data: xr.Dataset, pair: CheckpointPair, reward: RewardModel, seed: int) -> xr.Dataset:
+    """Probes for a high reward, on what both models said.
+
+    Raises:
+        MeasureError: as `probes`.
+    """
+    own = data[["completion", "completion_reward"]].sel(source=["base", "tuned"]).transpose("draw", "source", "prompt")
+    heads = np.broadcast_to(data["completion_prompt"].values, own["completion"].shape)
+    groups = np.broadcast_to(data["group"].values, own["completion"].shape)
+    rows = [
+        (f"{head}{said}", float(score), str(group))
+        for head, said, score, group in zip(
+            heads.ravel(), own["completion"].values.ravel(), own["completion_reward"].values.ravel(), groups.ravel(),
+            strict=True,
+        )
+        if str(said).strip() and not reward.too_long([f"{head}{said}"])
+    ][:MOST_TEXTS]  # fmt: skip
+    if not rows:
+        raise MeasureError("no response has text that can be probed")
+    texts, scores, owners = zip(*rows, strict=True)
+    high = (np.array(scores) > np.median(scores)).astype(int).tolist()
+    return probes(pair, list(texts), high, groups=list(owners), seed=seed).dataset
+
+
+def over_optimisation_of(data: xr.Dataset) -> OverOptimisation:
+    """The over-optimisation that a comparison holds.
+
+    Args:
+        data: the comparison's dataset.
+
+    Raises:
+        MeasureError: it holds none.
+    """
+    return OverOptimisation(restored(data, "over_optimisation"))
+
+
+def probes_of(data: xr.Dataset) -> Probes:
+    """The probes that a comparison holds.
+
+    Args:
+        data: the comparison's dataset.
+
+    Raises:
+        MeasureError: it holds none.
+    """
+    return Probes(restored(data, "probes"))
