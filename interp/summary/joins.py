@@ -60,4 +60,5 @@ def over_training(table: Table) -> Iterator[Row]:
     kinds = (("over_optimisation", over_optimisation_of), ("probes", probes_of))
     for name, of in kinds:
         if name in records(table.data):
-            yield from (table.given(record) for record in of(table.data).summary().to_dict("records"))
+            found = of(table.data).summary().to_dict("records")
+            yield from (table.given(record) for record in found if np.isfinite(record["estimate"]))

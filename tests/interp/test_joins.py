@@ -10,9 +10,10 @@ import xarray as xr
 import interp
 from interp import reward
 from interp.errors import MeasureError
+from interp.io import write_json
 from interp.prompts import response_ends, response_texts
 from interp.reward.optimised import Optimised
-from tests.conftest import tiny_gpt2, tiny_llama
+from tests.conftest import save, tiny_gpt2, tiny_llama
 from tests.interp.test_models import classifier
 
 TEXTS = [
@@ -184,3 +185,68 @@ def test_where_a_response_s_tokens_end(tokenizer, text):
     inside = [end for end in ends[:-1] if end is not None]
     assert inside == sorted(inside) and set(inside) <= {end for _, end in offsets}
     assert response_ends(tokenizer, ids, "something else") == [None] * len(ids)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory, tokenizer):
+    """A pair on disk with a checkpoint, whose reward model kept its first."""
+    folder = tmp_path_factory.mktemp("joined") / "pair"
+    for step, seed in ((0, 0), (10, 7), (20, 1)):
+        save(tiny_gpt2(seed), folder / f"step{step}", tokenizer)
+    for part in (".", "checkpoints/step-000000"):
+        save(classifier(), folder / "reward" / part, tokenizer)
+    write_json(folder / "reward/card.json", {"steps": 8})
+    ppo = {"init_kl_coef": 0.1, "cliprange_reward": 0.5, "target": None}
+    manifest = {
+        "engine": "native", "config": {"ppo": ppo, "generate": {"temperature": 1}}, "seed": 0, "versions": {},
+        "base": {"path": "step0"}, "tuned": {"path": "step20"}, "final": {"steps": 20},
+        "checkpoints": [{"step": 10, "path": "step10"}],
+        "reward": {"path": "reward", "label": "POS", "output": "logit"},
+    }  # fmt: skip
+    return interp.CheckpointPair.write(folder, manifest)
+
+
+def test_a_pair_names_its_reward_and_how_it_was_clipped(pair, cmp, tokenizer):
+    options = dict(max_new_tokens=STEPS, measures=["implicit_reward"])
+    found = interp.compare(pair.base, pair.tuned, TEXTS, reward=pair, **options)
+    again = interp.compare(pair.base, pair.tuned, TEXTS, reward=str(pair.path), **options)
+    xr.testing.assert_identical(found.dataset, again.dataset)
+    scorer = interp.RewardModel.load(pair.reward, label="POS", output="logit")
+    by_hand = interp.compare(pair.base, pair.tuned, TEXTS, reward=scorer, optimised=pair, **options)
+    assert float(by_hand["implicit_slope"]) == float(found["implicit_slope"])
+    raw = found["completion_reward"].values
+    assert (np.abs(raw) > 0.5).any()
+    np.testing.assert_allclose(found["implicit_reward"], np.clip(raw, -0.5, 0.5))
+    assert found.implicit_reward.dataset.attrs["beta"] == 0.1
+    with pytest.raises(MeasureError, match="probes needs checkpoints; pass as reward="):
+        interp.compare(pair.base, pair.tuned, TEXTS, reward=scorer, measures="probes")
+
+
+def test_a_pairs_checkpoints_show_its_training(pair, tmp_path):
+    measures = ["over_optimisation", "probes"]
+    found = interp.compare(pair.base, pair.tuned, TEXTS, reward=pair, measures=measures, max_new_tokens=STEPS)
+    assert {"over-optimisation", "probes"} <= set(found.summary()["reading"])
+    alone = reward.over_optimisation(pair, prompts=TEXTS, max_new_tokens=STEPS)
+    for name in ("score", "kl", "reward_gain_lower", "kl_token"):
+        np.testing.assert_allclose(found.over_optimisation.dataset[name], alone.dataset[name], rtol=1e-5, err_msg=name)
+    assert found.over_optimisation.course()["step"].tolist() == [0, 10, 20]
+    np.testing.assert_array_equal(found.probes.dataset["trained"], [[0, 10, 20], [0, 8, np.nan]])
+    found.save(tmp_path / "out")
+    loaded = interp.Comparison.load(tmp_path / "out")
+    assert repr(loaded) == repr(found) and repr(loaded.probes) == repr(found.probes)
+    for name in measures:
+        assert getattr(loaded.plot, name)().axes
+    loaded.report(tmp_path / "report.html")
+    assert "When a high reward could be read" in (tmp_path / "report.html").read_text()
+    every = interp.compare(pair.base, pair.tuned, TEXTS, reward=pair, measures="all", max_new_tokens=STEPS)
+    assert json.loads(every.dataset.attrs["settings"])["measures"] == list(interp.MEASURES)
+
+
+def test_one_model_in_memory_joins_the_same(pair):
+    both, one = (
+        interp.compare(pair.base, pair.tuned, TEXTS, reward=pair, max_new_tokens=STEPS, in_memory=how,
+                       measures=["implicit_reward", "token_join"])
+        for how in ("all", "one")
+    )  # fmt: skip
+    np.testing.assert_allclose(both["implicit_slope"], one["implicit_slope"], rtol=1e-5)
+    np.testing.assert_allclose(both["join_log_ratio"], one["join_log_ratio"], atol=1e-5)
