@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -189,7 +190,23 @@ def _compare_all(
         by_model = {id(other): data for other, data in zip(others, measured, strict=True)}
         found |= {name: _comparison(models, by_model, attributes) for name, models in group.items()}
     wanted = [name for name in names if name in TRAINING_MEASURES]
-    return {name: _with_training(found[name], options, run, prompts, wanted) for name in lineups}
+    return {name: _with_training(_about_pairs(found[name], options), options, run, prompts, wanted) for name in lineups}
+
+
+def _about_pairs(cmp: Comparison, options: Options) -> Comparison:
+    """A comparison with a remark where its tuned model is not that of the pair whose reward or recipe was named."""
+    described = json.loads(cmp.dataset.attrs["tuned"])
+    said = [str(cmp.dataset.attrs.get("remarks", ""))]
+    for what, given in (("reward", options.reward), ("recipe (optimised)", options.optimised)):
+        pair = pair_of(given)
+        if pair is None or "folder" not in described:
+            continue
+        own = f"{pair.manifest['tuned'].get('path', '')}/"
+        theirs = {digest for name, digest in pair.manifest["files"].items() if name.startswith(own)}
+        weights = {d for name, d in described.get("sha256", {}).items() if name.endswith(".safetensors")}
+        if not weights & theirs and os.path.realpath(described["folder"]) != os.path.realpath(pair.tuned):
+            said.append(f"The {what} is that of the pair {pair.path}, whose tuned model is another than this one.")
+    return replace(cmp, dataset=cmp.dataset.assign_attrs(remarks="\n".join(filter(None, said))))
 
 
 def _with_training(

@@ -36,6 +36,11 @@ def pair_cells(config: SweepConfig, root: Path) -> list[Cell]:
         folder = pair_folder(config, root, name)
         if name in (config.given or {}):
             pair = CheckpointPair.load(folder)
+            label = (pair.manifest.get("reward") or {}).get("label")
+            if label not in (None, emotion):
+                raise ConfigError(
+                    f"given: the pair {folder} was tuned toward {label!r}, not {name!r}; correct the folder"
+                )
             inputs: dict[str, Any] = {"given": pair.manifest["files"]}
         else:
             recipe = config.training(emotion, seed)
@@ -61,7 +66,8 @@ def reward_of(recipe: RLHFConfig) -> str:
 def _file(path: str) -> Path:
     found = Path(expand(path))
     if not found.is_file():
-        raise ConfigError(f"{path} stands for {found}, which is no file; correct the path")
+        stands = "" if str(found) == path else f" stands for {found}, which"
+        raise ConfigError(f"{path}{stands} is no file; correct the path")
     return found
 
 

@@ -20,10 +20,10 @@ from analyses.sweep.figures import names_of, value_words
 from analyses.sweep.lines import probed, readings, section
 from analyses.sweep.plan import shared_settings
 from analyses.sweep.run import all_cells
-from analyses.sweep.tables import LEVEL, Tables, make
+from analyses.sweep.tables import LEVEL, Likeness, Tables, make
 from interp.errors import MeasureError
 from interp.io import atomic_file, write_text
-from interp.plot.style import COLUMN, PAGE, number
+from interp.plot.style import COLUMN, PAGE, number, span
 from interp.plot.text import clean
 from interp.report.svg import Drawing, glyph_sheet, style_sheet, to_svg
 from interp.reward.holding import holm
@@ -153,7 +153,9 @@ def verdict(tables: Tables, config: SweepConfig) -> list[str]:
     if not tables.parts.empty:
         many = tables.parts.index[tables.parts["kind"] == "many"]
         one = tables.parts.index[tables.parts["kind"] == "one"]
-        said.append(f"{len(many)} heads and MLPs serve half of the emotions or more, {len(one)} serve one only.")
+        said.append(
+            f"{len(many)} heads and MLPs serve half of the emotions or more, {len(one)} one only (more than any other)."
+        )
     return said
 
 
@@ -171,23 +173,23 @@ def _agreements(tables: Tables, config: SweepConfig) -> list[str]:
             )
         if not each.ceiling:
             continue
-        seconds = [name for name in each.cosines.index if name not in config.emotions]
-        apart = each.cosines.loc[seconds, seconds].to_numpy()[np.triu_indices(len(seconds), 1)]
-        other = f", two emotions of that seed {number(float(apart.mean()))}" if len(apart) else ""
         warning = ""
-        if len(apart) and apart.mean() >= max(each.ceiling.values()):
+        if any(each.rank(name) > 1 for name in each.ceiling):
             warning = "; the seed decides more than the emotion, so no likeness of emotions can be read here"
         elif max(each.ceiling.values()) < SURE:
-            warning = "; so little that no likeness of emotions can be read here"
-        said.append(
-            f"The change of the {words} for one emotion with two seeds has similarity {_ceiling(each.ceiling)}{other}"
-            f"{warning}."
-        )
+            warning = "; the emotion shows, but most of a change is its seed's, and likenesses are as small"
+        said.append(f"The change of the {words} for one emotion with two seeds: {_ceiling(each)}{warning}.")
     return said
 
 
-def _ceiling(values: Mapping[str, float]) -> str:
-    return names_of([f"{number(value)} ({name})" for name, value in values.items()])
+def _ceiling(found: Likeness) -> str:
+    """The similarity of one emotion with two seeds, beside those of other emotions with that second seed."""
+    rows = []
+    for name, value in found.ceiling.items():
+        others = found.others[name]
+        beside = f"other emotions with that seed {span(min(others), max(others))}, " if others else ""
+        rows.append(f"{name} {number(value)} ({beside}place {found.rank(name)} of {1 + len(others)})")
+    return names_of(rows)
 
 
 def _emotions(tables: Tables, config: SweepConfig) -> dict[str, Any]:
@@ -251,7 +253,11 @@ def _likenesses(tables: Tables) -> list[dict[str, Any]]:
                 f" {each.agreement.permutations} permutations of the emotions)."
             )
         if each.ceiling:
-            notes.append(f"Ceiling, the same emotion with a second seed: {_ceiling(each.ceiling)}.")
+            notes.append(
+                f"Ceiling, the same emotion with a second seed: {_ceiling(each)}. The mean is not taken out of second"
+                " seeds, so that what is left of an emotion and a second seed have nothing in common but the emotion;"
+                " two second seeds share what any reward does."
+            )
         alt = f"Clustered heat map of the similarity of the change of the {words}, beside that of the labels."
         found.append(section(f"likeness-{words}", f"Alike in their {words}?", alt, notes=notes))
     return found
@@ -269,9 +275,7 @@ def _parts(tables: Tables) -> dict[str, Any]:
         counts = tables.parts["kind"].groupby(layers, sort=False).value_counts().unstack(fill_value=0)
         counts = counts.reindex(columns=["many", "one"], fill_value=0)
         words = [f"{layer} {row['many']} and {row['one']}" for layer, row in counts.iterrows()]
-        by_layer = (
-            f"Parts by layer that serve many and one only: {', '.join(words)}; those that serve some are left out."
-        )
+        by_layer = f"Parts by layer that serve many and one only: {', '.join(words)}; the others are left out."
     return section(
         "parts",
         "Heads and MLPs that serve many emotions, and one only",
@@ -282,8 +286,10 @@ def _parts(tables: Tables) -> dict[str, Any]:
         notes=[
             "Tuned's activations of one part put into base: the recovery is the share of KL(tuned ‖ base) of the next"
             f" token that goes away. A part serves an emotion where that is above 0 with p < {LEVEL:g}: sign flips over"
-            " prompts, max-T over all parts of a pair, Holm over the emotions. Parts that serve many may do what any"
-            " reward makes them do; only a null run of the recipe tells.",
+            " prompts of the change of KL itself, max-T over all parts of a pair, Holm over the emotions. That it was"
+            " not shown to serve one does not show that it does not (a bright cell without a dot): it counts as one"
+            " emotion's only where the interval of its recovery there lies above those of all others. Parts that serve"
+            " many may do what any reward makes them do; only a null run of the recipe tells.",
             *([by_layer] if by_layer else []),
         ],
     )

@@ -11,9 +11,9 @@ import pandas as pd
 from analyses.sweep.cells import Cell, Store
 from analyses.sweep.config import SweepConfig
 from analyses.sweep.engines import engine as engine_of
-from analyses.sweep.plan import derived_cells, pair_cells, pair_folder, shared_cells, shared_settings
+from analyses.sweep.plan import derived_cells, pair_cells, pair_folder, reward_of, shared_cells, shared_settings
 from analyses.sweep.work import tasks
-from interp.errors import InterpError
+from interp.errors import InterpError, LoadError
 from interp.io import write_text
 from interp.models import RewardModel
 from interp.pair import CheckpointPair
@@ -58,12 +58,18 @@ def sweep(
     run, root = engine_of(engine, jobs), Path(out)
     check(config, root)
     store, settings = Store(root), shared_settings(config)
+    if differs(config, root):
+        told(f"{root} began with another file; its cells are taken over where their inputs are the same")
     write_text(root / RECIPE, to_toml(config))
     trained = pair_cells(config, root)
-    for wave in (lambda: [*trained, *shared_cells(config, settings)], lambda: _derived(config, root, settings)):
+    waves: dict[str, Callable[[], list[Cell]]] = {
+        "pairs and reward model": lambda: [*trained, *shared_cells(config, settings)],
+        "what is computed of each pair": lambda: _derived(config, root, settings),
+    }
+    for what, wave in waves.items():
         cells = wave()
         wanted = [cell for cell in cells if store.record(cell) is None and (retry or store.failure(cell) is None)]
-        told(f"{len(cells)} cells, {len(cells) - len(wanted)} of them there already or failed before")
+        told(f"{what}: {len(cells)} cells, {len(cells) - len(wanted)} of them there already or failed before")
         for outcomes in run(str(root), tasks(wanted)):
             for name, error in outcomes:
                 told(f"{name}: {error or 'done'}")
@@ -73,6 +79,14 @@ def sweep(
     write_all(config, root)
     told(f"wrote {root / 'report.html'}")
     return found
+
+
+def differs(config: SweepConfig, root: Path) -> bool:
+    """Whether a sweep's folder began with another file."""
+    from training.config.schema import to_toml
+
+    file = root / RECIPE
+    return file.is_file() and file.read_text(encoding="utf-8") != to_toml(config)
 
 
 def all_cells(config: SweepConfig, root: Path) -> list[Cell]:
@@ -109,12 +123,21 @@ def check(config: SweepConfig, out: str | os.PathLike[str]) -> dict[str, str]:
         raise InterpError(f"{root} is a file; name a folder")
     if root.is_dir() and any(root.iterdir()) and not any((root / name).exists() for name in (RECIPE, "pairs", "cells")):
         raise InterpError(f"{root} holds other files; name a new folder, nothing there was touched")
+    reward = reward_of(config.training(config.emotions[0]))
+    try:
+        model = RewardModel.load(reward, label=config.emotions[0], output="logit")
+    except LoadError as error:
+        if Path(reward).is_dir():
+            raise
+        raise LoadError(
+            f"the reward model {reward} is not there; train one with interp train-reward recipes/goemotions_reward.toml"
+            f" --out {reward}, or name yours by --set reward=FOLDER"
+        ) from error
     found: dict[str, str] = {}
     for name, (emotion, seed) in config.pairs().items():
         if name not in (config.given or {}):
             found = check_training(config.training(emotion, seed)) | found
     settings = shared_settings(config)
-    model = RewardModel.load(settings["reward"], label=config.emotions[0], output="logit")
     strange = [name for name in config.emotions if name not in model.labels]
     if strange:
         raise InterpError(f"the reward model has no label {strange[0]!r}; it has {', '.join(model.labels)}")

@@ -21,24 +21,28 @@ FEWEST = 4
 
 
 def centred_cosines(gram: Float[np.ndarray, "pair pair"], own: Sequence[bool]) -> Float[np.ndarray, "pair pair"]:
-    """Cosines of change vectors with their mean taken out, from the vectors' products alone.
+    """Cosines of change vectors, of which those of `own` have their mean taken out, from the vectors' products alone.
 
-    With products G and weights w (1 / n at the n pairs over which the mean goes), the products of what is left are
-    G - G w 1' - 1 w' G + w' G w (Torgerson 1952).
+    With products G, o = 1 at the own pairs and 0 elsewhere, and w = o / n, the products of what is left are
+    G - o w'G - G w o' + o w'Gw o' (Torgerson 1952, where all are own). A second seed's vector stays whole: were that
+    same mean taken out of it too, any two second seeds would share it, and look alike by 1 / (n + 1) for that alone.
+    So a cosine of an own pair and a second seed is 0 on average where the two have nothing in common, whatever the
+    emotions; of two own pairs it is -1 / (n - 1).
 
     Args:
         gram: products of each two vectors.
-        own: which pairs the mean is over; second seeds are not among them.
+        own: which pairs the mean is over and is taken out of; second seeds are not among them.
 
     Returns:
         Cosines, NaN where nothing is left of a vector.
     """
-    weights = np.asarray(own, dtype=np.float64)
-    if weights.sum() < 2:
+    inside = np.asarray(own, dtype=np.float64)
+    if inside.sum() < 2:
         raise MeasureError("the mean change of one pair is that change, so nothing is left; give two pairs or more")
-    weights = weights / weights.sum()
+    weights = inside / inside.sum()
     means = gram @ weights
-    left = gram - means[:, None] - means[None, :] + weights @ means
+    left = gram - np.outer(inside, means) - np.outer(means, inside)
+    left = left + np.outer(inside, inside) * float(weights @ means)
     sizes = np.sqrt(np.clip(np.diag(left), 0, None))
     scale = np.outer(sizes, sizes)
     floor = 1e-12 * max(1e-300, float(np.abs(np.diag(gram)).max()))

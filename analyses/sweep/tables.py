@@ -32,16 +32,22 @@ class Likeness:
     """How alike the changes are in one respect.
 
     Attributes:
-        cosines: of the changes with the mean change taken out, by pair; second seeds last.
+        cosines: of the changes with the mean change taken out, by pair; second seeds, which stay whole, last.
         labels: rank correlation of the labels' logits over held-out texts, by emotion.
         agreement: of the two, over the emotions that pass the gate.
         ceiling: cosine of each emotion that has a second seed with that one.
+        others: cosines of all other emotions with that second seed.
     """
 
     cosines: pd.DataFrame
     labels: pd.DataFrame
     agreement: Mantel
     ceiling: Mapping[str, float]
+    others: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+    def rank(self, emotion: str) -> int:
+        """Place of an emotion among all, by the cosine with its own second seed; 1 is the nearest."""
+        return 1 + sum(value >= self.ceiling[emotion] for value in self.others[emotion])
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,7 @@ def make(config: SweepConfig, settings: Mapping[str, Any], cells: list[Cell], st
             by_kind.setdefault(cell.kind, {})[cell.pair] = store.folder(cell)
     gate = gates(settings["reward"], config.emotions, config.gate)
     emotions = _emotions(config, gate, by_kind, {cell.pair for cell in cells if store.failure(cell) is not None})
-    recovery, served = _served(config, gate, by_kind.get("patching", {}))
+    recovery, served, alone = _served(config, gate, by_kind.get("patching", {}))
     labels = _labels(config, store, done)
     sources = {cell.pair: cell.how["tuned"] for cell in done.values() if cell.pair and "tuned" in cell.how}
     likeness = {}
@@ -125,7 +131,7 @@ def make(config: SweepConfig, settings: Mapping[str, Any], cells: list[Cell], st
     }
     return Tables(
         emotions,
-        _parts(recovery, served),
+        _parts(recovery, served, alone),
         recovery,
         served,
         likeness,
@@ -239,18 +245,29 @@ def _of_comparison(folder: Path, seed: int) -> dict[str, float]:
     return {"kl": mean, "kl_low": low, "kl_high": high}
 
 
-def _served(config: SweepConfig, gate: pd.DataFrame, cells: Mapping[str, Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Recovery of each part in each pair, and which of them serve: p under `LEVEL`, Holm over emotions, and above 0."""
+def _served(
+    config: SweepConfig, gate: pd.DataFrame, cells: Mapping[str, Path]
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Recovery of each part in each pair; which of them serve; and which serve an emotion more than any other.
+
+    They serve with p under `LEVEL`, Holm over emotions, and a recovery above 0; more than any other where the interval
+    of the recovery lies above those of all other emotions.
+    """
     tables = {name: pd.read_csv(folder / "patching.csv").set_index("site") for name, folder in cells.items()}
     nothing = pd.DataFrame(dtype=float)
     if not tables or any("recovery" not in table for table in tables.values()):
-        return nothing, nothing
+        return nothing, nothing, nothing
     recovery = pd.DataFrame({name: table["recovery"] for name, table in tables.items()}).T
     recovery = recovery[sorted(recovery.columns, key=_place)]
     claimed = [name for name in recovery.index if name in config.emotions and bool(gate.loc[name, "passes"])]
-    p = pd.DataFrame({name: tables[name]["p"] for name in claimed}).T.reindex(columns=recovery.columns)
+    p, low, high = (
+        pd.DataFrame({name: tables[name][column] for name in claimed}).T.reindex(columns=recovery.columns)
+        for column in ("p", "recovery_low", "recovery_high")
+    )
     corrected = p.apply(lambda column: pd.Series(holm(column.to_numpy(float)), index=column.index))
-    return recovery, (corrected < LEVEL) & (recovery.loc[claimed] > 0)
+    served = (corrected < LEVEL) & (recovery.loc[claimed] > 0)
+    alone = pd.DataFrame({name: low.loc[name] > high.drop(name).max() for name in claimed}).T
+    return recovery, served, alone.reindex(index=served.index, columns=served.columns)
 
 
 def _place(label: str) -> tuple[int, int, int]:
@@ -259,14 +276,19 @@ def _place(label: str) -> tuple[int, int, int]:
     return int(layer[1:]), int(name != "z"), int(head[0][1:]) if head else 0
 
 
-def _parts(recovery: pd.DataFrame, served: pd.DataFrame) -> pd.DataFrame:
-    """How many emotions each part serves, which is the only one, and how large its recovery is."""
+def _parts(recovery: pd.DataFrame, served: pd.DataFrame, alone: pd.DataFrame) -> pd.DataFrame:
+    """How many emotions each part serves, which is the only one, and how large its recovery is.
+
+    That a part was not shown to serve an emotion does not show that it does not: it serves one only where its recovery
+    there is above that of every other emotion.
+    """
     if served.empty:
         return pd.DataFrame(columns=["serves", "of", "kind", "emotions", "mean_recovery"])
     rows = {}
     for part in served.columns:
         names = list(served.index[served[part]])
-        kind = "many" if len(names) >= max(2, MANY * len(served)) else ("one" if len(names) == FEW else "some")
+        only = len(names) == FEW and len(served) > FEW and bool(alone.loc[names[0], part])
+        kind = "many" if len(names) >= max(2, MANY * len(served)) else ("one" if only else "some")
         rows[part] = {
             "serves": len(names),
             "of": len(served),
@@ -300,10 +322,11 @@ def _likeness(
             permutations=config.permutations,
             seed=config.seed,
         )
-    ceiling = {
-        pairs[name][0]: float(cosines.loc[pairs[name][0], name])
-        for name in names
-        if name not in config.emotions and pairs[name][0] in names
-    }
+    seconds = {pairs[name][0]: name for name in names if name not in config.emotions and pairs[name][0] in names}
+    ceiling = {emotion: float(cosines.loc[emotion, second]) for emotion, second in seconds.items()}
     known = [name for name in names if name in config.emotions]
-    return Likeness(cosines, labels.loc[known, known] if not labels.empty else labels, agreement, ceiling)
+    others = {
+        emotion: tuple(float(cosines.loc[name, second]) for name in known if name != emotion)
+        for emotion, second in seconds.items()
+    }
+    return Likeness(cosines, labels.loc[known, known] if not labels.empty else labels, agreement, ceiling, others)

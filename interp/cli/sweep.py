@@ -28,11 +28,13 @@ def sweep(
 ) -> None:
     """Train and read a pair for each emotion of a sweep file, and lay them side by side."""
     import analyses.sweep as run
-    from analyses.sweep.run import errors
+    from analyses.sweep.engines import engine as engine_of
+    from analyses.sweep.run import differs, errors
 
     config = run.SweepConfig.load(file, dict(_assignment(text) for text in override or []))
     if out is None and not check:
         raise ConfigError("--out is missing: name the sweep's folder (or pass --check)")
+    engine_of(engine, jobs)  # which refuses what it cannot be
     if check:
         found = run.check(config, out or Path("sweep"))
         width = max(map(len, found))
@@ -43,12 +45,18 @@ def sweep(
     assert out is not None
     if status and not (out / run.RECIPE).is_file():
         raise ConfigError(f"{out} holds no sweep; run the command without --status to begin it")
+    if status and differs(config, out):
+        print(f"the sweep in {out} began with another file, its {run.RECIPE}; this is how far it is for {file}")
     try:
         table = run.status(config, out) if status else run.sweep(config, out, engine=engine, jobs=jobs, retry=retry)
     except KeyboardInterrupt:
         print(f"interp: stopped; what is done is in {out}: run the same command again to go on", file=sys.stderr)
         raise typer.Exit(130) from None
-    _show(table, errors(config, out))
+    failed = errors(config, out)
+    _show(table, failed)
+    if failed and not status:
+        print(f"{len(failed)} cells failed; run the same command with --retry to try them again", file=sys.stderr)
+        raise typer.Exit(1)
 
 
 def _show(table: pd.DataFrame, failed: dict[str, str]) -> None:

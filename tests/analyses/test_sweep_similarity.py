@@ -14,10 +14,19 @@ def test_centred_cosines_are_those_of_centred_vectors():
     vectors = np.random.default_rng(0).normal(size=(5, 40)) + 3
     own = [True, True, True, True, False]
     left = vectors - vectors[:4].mean(0)
+    left[4] = vectors[4]  # a second seed stays whole
     expected = [[a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a in left] for b in left]
     np.testing.assert_allclose(centred_cosines(gram_of(vectors), own), expected, atol=1e-12)
     with pytest.raises(MeasureError, match="two pairs or more"):
         centred_cosines(gram_of(vectors), [True, *[False] * 4])
+
+
+def test_second_seeds_that_share_nothing_are_not_alike():
+    vectors = np.random.default_rng(0).normal(size=(9, 40_000))
+    found = centred_cosines(gram_of(vectors), [True] * 7 + [False] * 2)
+    assert abs(found[7, 8]) < 0.02 and np.abs(found[:7, 7:]).max() < 0.02
+    own = found[:7, :7][np.triu_indices(7, 1)]
+    np.testing.assert_allclose(own, -1 / 6, atol=0.02)
 
 
 def test_a_change_that_all_share_leaves_nothing():

@@ -218,6 +218,10 @@ def test_a_pair_names_its_reward_and_how_it_was_clipped(pair, cmp, tokenizer):
     assert (np.abs(raw) > 0.5).any()
     np.testing.assert_allclose(found["implicit_reward"], np.clip(raw, -0.5, 0.5))
     assert found.implicit_reward.dataset.attrs["beta"] == 0.1
+    words = "is that of the pair"
+    assert words not in repr(found) and words not in repr(by_hand)
+    other = interp.compare(pair.base, pair.checkpoints[10], TEXTS, reward=pair, **options)
+    assert "The reward is that of the pair" in repr(other) and "is another than this one" in repr(other)
     with pytest.raises(MeasureError, match="probes needs checkpoints; pass as reward="):
         interp.compare(pair.base, pair.tuned, TEXTS, reward=scorer, measures="probes")
 
