@@ -19,7 +19,6 @@ from interp.errors import MeasureError
 from interp.plot.style import (
     DIVERGING,
     GREY,
-    HALO,
     INK,
     NARROW,
     PAGE,
@@ -29,7 +28,6 @@ from interp.plot.style import (
     house_style,
     number,
     sheet,
-    zero_line,
 )
 from interp.plot.text import drawable
 
@@ -41,7 +39,7 @@ _CM = 1 / 2.54
 
 
 def reward_and_kl(tables: Tables, *, width: float = PAGE) -> Figure:
-    """Reward gained against KL, a point with its interval for each pair; side by side where there are many pairs.
+    """Reward gained and KL beside each other, a row with its intervals for each pair.
 
     Args:
         tables: of a sweep.
@@ -54,31 +52,7 @@ def reward_and_kl(tables: Tables, *, width: float = PAGE) -> Figure:
     if "gain" not in frame or "kl" not in frame or frame[["gain", "kl"]].dropna().empty:
         raise MeasureError("no pair has both a comparison and an implicit reward; add the two cells to the sweep")
     frame = frame[frame["gain"].notna() & frame["kl"].notna()]
-    if len(frame) > NAMED:
-        return _by_row(frame, width)
-    with house_style():
-        figure = sheet(width if width < NARROW else 0.75 * width, 3.6)
-        ax = figure.subplots()
-        for name, row in frame.iterrows():
-            second = name != row["emotion"]
-            colour = TUNED if row["passes"] else GREY
-            spans = {axis: [[row[key] - row[f"{key}_low"]], [row[f"{key}_high"] - row[key]]] for axis, key in _AXES}
-            finite: dict[str, Any] = {axis: each for axis, each in spans.items() if np.isfinite(each).all()}
-            marker = "s" if second else "o"
-            face = colour if row["passes"] else "white"
-            ax.errorbar(
-                row["kl"], row["gain"], **finite, fmt=marker, color=colour, markerfacecolor=face, elinewidth=0.8
-            )
-        _name_points(ax, frame)
-        zero_line(ax)
-        ax.margins(x=0.16, y=0.1)
-        ax.set_xlim(left=0)
-        ax.set_xlabel("KL(tuned ‖ base) [nats per response token]")
-        ax.set_ylabel("reward gained [probability]")
-        ax.set_title("Reward gained and the distance it took")
-        ax.grid(axis="y")
-        foot_legend(figure, _handles())
-        return figure
+    return _by_row(frame, width)
 
 
 def _handles() -> list[Line2D]:
@@ -90,7 +64,7 @@ def _handles() -> list[Line2D]:
 
 
 def _by_row(frame: pd.DataFrame, width: float) -> Figure:
-    """Gain and KL beside each other, a row for each pair: the names of many points would stand on one another."""
+    """A row for each pair, as the names of points in one plane would stand on one another."""
     frame = frame.sort_values("gain")
     with house_style():
         figure = sheet(width, 1.3 + _ROW * len(frame))
@@ -109,25 +83,12 @@ def _by_row(frame: pd.DataFrame, width: float) -> Figure:
         both[0].axvline(0, color=INK, linewidth=0.8)
         both[1].set_xlim(left=0)
         both[0].set_xlabel("reward gained\n[probability]")
-        both[1].set_xlabel("KL(tuned ‖ base) [nats\nper response token]")
+        both[1].set_xlabel("KL(tuned ‖ base)\n[nats per token]")
         foot_legend(figure, _handles())
         return figure
 
 
 _AXES = (("xerr", "kl"), ("yerr", "gain"))
-
-
-def _name_points(ax: Axes, frame: pd.DataFrame) -> None:
-    """A name beside each point, moved up where it would stand on the one below."""
-    last = -np.inf
-    gap = 0.045 * (frame["gain_high"].max() - min(0.0, float(frame["gain_low"].min())))
-    for name, row in frame.sort_values("gain").iterrows():
-        y = max(float(row["gain"]), last + gap)
-        last = y
-        ax.annotate(
-            drawable(str(name)), (row["kl"], y), xytext=(6, 3), textcoords="offset points", fontsize=7.5,
-            color=INK, path_effects=HALO,
-        )  # fmt: skip
 
 
 def likeness(found: Likeness, words: str, *, width: float = PAGE) -> Figure:
@@ -180,8 +141,8 @@ def _square(ax: Axes, table: pd.DataFrame) -> Any:
         for (row, column), value in np.ndenumerate(table.to_numpy(float)):
             if row != column and np.isfinite(value):
                 colour = "white" if abs(value) > 0.6 else INK
-                ax.text(column + 0.5, row + 0.5, f"{value:.1f}".replace("-", "−"), ha="center", va="center",
-                        fontsize=6, color=colour)  # fmt: skip
+                said = f"{value:.1f}".replace("-", "−") if abs(value) >= 0.05 else "0"
+                ax.text(column + 0.5, row + 0.5, said, ha="center", va="center", fontsize=6, color=colour)
     return mesh
 
 

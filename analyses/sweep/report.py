@@ -232,7 +232,7 @@ def _gain() -> dict[str, Any]:
     return section(
         "gain",
         "Reward gained and the distance it took",
-        "Scatter plot of the reward gained against KL, a point for each pair with its intervals.",
+        "Reward gained and KL beside each other, a row for each pair with its intervals.",
         notes=["A low gain at a large KL is a label that the policy cannot reach, or reached by other means."],
     )
 
@@ -281,7 +281,7 @@ def _parts(tables: Tables) -> dict[str, Any]:
         "Heads and MLPs that serve many emotions, and one only",
         "Heat maps of the recovery of every head and MLP in every pair.",
         rows=rows,
-        columns=["part", "serves", "mean recovery", "emotions"],
+        columns=["part", "serves", "mean recovery", "shown for"],
         classes=["", "num", "num", "finding"],
         notes=[
             "Tuned's activations of one part put into base: the recovery is the share of KL(tuned ‖ base) of the next"
