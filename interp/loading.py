@@ -17,8 +17,9 @@ from transformers.utils import logging as hf_logging
 
 from interp.adapters import is_adapter, read_adapter, read_config, unwrap, with_adapter, without_adapter
 from interp.checkpoint import check_folder, check_shape_keys
-from interp.errors import InterpError, LoadError, MissingExtra
+from interp.errors import FormatError, InterpError, LoadError, MissingExtra
 from interp.families import family_of
+from interp.pair import MANIFEST, CheckpointPair
 from interp.sources import Located, Source, describe_source, local_folder, locate, source_name
 
 __all__ = [
@@ -228,6 +229,8 @@ def _load_whole(
 ) -> nn.Module:
     name = found.name
     if found.folder is not None:
+        if head == "classifier":
+            _refuse_pair(found.folder)
         check_folder(found.folder, allow_pickle=allow_pickle)
     with _quiet():
         config = _load_config(found, trust_remote_code)
@@ -262,6 +265,25 @@ def _load_whole(
         return model.to(device) if device is not None else model
     except torch.OutOfMemoryError as error:
         raise _failed(error, name, "weights") from error
+
+
+def _refuse_pair(folder: Path) -> None:
+    """Refuse a pair where a reward model is wanted, naming the one that it was tuned toward."""
+    if not (folder / MANIFEST).is_file() or (folder / "config.json").is_file():
+        return
+    try:
+        pair = CheckpointPair.load(folder)
+        toward = pair.reward
+    except FormatError:  # too damaged to say
+        raise LoadError(f"{folder} is a pair, not a reward model; name a reward model's folder") from None
+    if toward is None:
+        raise LoadError(
+            f"{folder} is a pair, not a reward model, and it was tuned toward a function or a sum of rewards; name a"
+            " reward model's folder"
+        )
+    label = pair.manifest["reward"].get("label")
+    read = "" if label is None else f", label {label!r}"
+    raise LoadError(f"{folder} is a pair, not a reward model; name the one that it was tuned toward: {toward}{read}")
 
 
 def _load_config(found: Located, trust_remote_code: bool) -> Any:

@@ -127,7 +127,7 @@ def shared_cells(config: SweepConfig, settings: Mapping[str, Any]) -> list[Cell]
     cells += [_cell(f"{BASE}.{kind}", kind, "", settings, {"of": BASE}) for kind in OF_BASE if kind in config.cells]
     if "reading" in config.cells:
         cells += [
-            _cell(f"{folder_name(name)}.reading", "reading", "", settings, {"emotion": name, "form": 2})
+            _cell(f"{folder_name(name)}.reading", "reading", "", settings, {"emotion": name, "form": 3})
             for name in config.emotions
         ]
     return cells

@@ -36,7 +36,10 @@ def reward(
     from interp.cli.score import _lines, _load
     from interp.cli.show import working
     from interp.reward import attribute
+    from interp.reward.page import check_page
 
+    if html is not None:
+        check_page(html)
     with working("loading the reward model"):
         loaded = _load(model, label[0] if label else None, output, device, revision)
     lines = list(_lines(texts))
@@ -91,6 +94,8 @@ def _note(found: Attribution, row: int, label: str) -> str:
             f" {float(cell['completeness_error']):.2g} with {int(cell['points'])} points"
         )
         parts += [] if bool(cell["converged"]) else ["above the tolerance"]
-    if "patching_rank_correlation" in cell and bool(cell["patching_rank_correlation"].notnull()):
+    # Of one text it is the mean, too, which is printed below.
+    several = found.dataset.sizes["prompt"] > 1
+    if several and "patching_rank_correlation" in cell and bool(cell["patching_rank_correlation"].notnull()):
         parts.append(f"rank correlation with patching {float(cell['patching_rank_correlation']):.2f}")
     return "; ".join(parts) or attrs["method"].replace("_", " ")

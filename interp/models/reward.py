@@ -129,7 +129,12 @@ class RewardModel:
             label = labels[0]
         if output == "softmax" and len(labels) == 1:
             raise LoadError("the softmax over a reward model's one label is 1 for every text; use logit or sigmoid")
-        if label is None or label not in labels:
+        if label is None:
+            raise LoadError(
+                f"the reward model has {len(labels)} labels; name one with label= (--label):"
+                f" {', '.join(map(str, labels))}"
+            )
+        if label not in labels:
             raise LoadError(
                 f"the reward model has no label {label!r}; pass label= (--label), one of {', '.join(map(str, labels))}"
             )

@@ -17,6 +17,7 @@ from interp.reward.attribution import Attribution
 from interp.reward.baselines import WORDS, baseline_vector
 from interp.reward.erase import gradient_x_input, leave_one_out
 from interp.reward.forward import at_rest
+from interp.reward.given import Given, given_reward
 from interp.reward.integrate import FIRST_POINTS, MAX_POINTS, Integrated, integrate
 from interp.reward.quadrature import SIZES
 from interp.reward.texts import Texts, check_finite, chosen_labels, read_texts, word_of_tokens
@@ -26,7 +27,7 @@ METHODS: tuple[str, ...] = get_args(Method)
 
 
 def attribute(
-    model: RewardModel,
+    model: Given,
     texts: Sequence[str],
     *,
     method: Method = "integrated_gradients",
@@ -51,7 +52,7 @@ def attribute(
     is printed beside the attribution (`Attribution.patching`; `against_patching` does it for all texts).
 
     Args:
-        model: a reward model.
+        model: a reward model; a folder or id is read for the labels named, as a probability.
         texts: the texts; none of them empty or longer than the context.
         method: one of the three.
         labels: the labels, all in one pass; None is the model's own, "all" every one.
@@ -88,10 +89,11 @@ def attribute(
             f"tolerance is a share between 0 and 1, first_points one of {', '.join(map(str, SIZES))}, and max_points no"
             f" less; got {tolerance}, {first_points} and {max_points}"
         )
+    chosen = _baseline_of(method, baseline)
+    model = given_reward(model, labels)
     named = chosen_labels(model, labels)
     read = read_texts(model, texts)
     columns = [model.labels.index(label) for label in named]
-    chosen = _baseline_of(method, baseline)
     with at_rest(model):
         if method == "integrated_gradients":
             vector = baseline_vector(model, chosen)
@@ -120,16 +122,20 @@ def attribute(
     return against_patching(model, attribution, texts=patched_texts)
 
 
-def score_range(
-    model: RewardModel, texts: Sequence[str], *, labels: Sequence[str] | str | None = None
-) -> dict[str, float]:
+def score_range(model: Given, texts: Sequence[str], *, labels: Sequence[str] | str | None = None) -> dict[str, float]:
     """F's range over texts, largest minus smallest, by label: what `attribute` measures its completeness error by."""
+    model = given_reward(model, labels)
     named = chosen_labels(model, labels)
     scores = model.score_labels(list(texts))
     return {label: float(np.ptp(scores[:, model.labels.index(label)])) for label in named}
 
 
 def _baseline_of(method: str, baseline: str | None) -> str:
+    if baseline is not None and not isinstance(baseline, str):
+        raise MeasureError(
+            f"baseline is the name of one baseline, not a {type(baseline).__name__}; to compare two, attribute twice"
+            " and take rank_correlation(first, second)"
+        )
     if method == "gradient_x_input":
         if baseline is not None:
             raise MeasureError("gradient_x_input has no baseline; leave baseline out")

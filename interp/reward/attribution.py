@@ -117,13 +117,7 @@ class Attribution:
         Columns: `label`, `n` (texts), `rank_correlation` (mean over them), `lower`, `upper` (95 %, from 8 texts on),
         `tells`: whether it is 0.2 or more and the interval, where there is one, is above 0.
         """
-        rows = []
-        for label in self.labels if "patching_rank_correlation" in self.dataset else ():
-            values = self.dataset["patching_rank_correlation"].sel(label=label).values
-            mean, low, high = bootstrap_mean(values)
-            tells = mean >= LEAST_AGREEMENT and not low <= 0
-            rows.append((label, int(np.isfinite(values).sum()), mean, low, high, tells))
-        return pd.DataFrame(rows, columns=["label", "n", "rank_correlation", "lower", "upper", "tells"])
+        return patching_table(self.dataset)
 
     def beside_patching(self) -> list[str]:
         """The same in words, a line a label."""
@@ -168,6 +162,17 @@ class Attribution:
         if label not in self.labels:
             raise MeasureError(f"the attribution has no label {label!r}; name one of {', '.join(self.labels)}")
         return str(label)
+
+
+def patching_table(data: xr.Dataset) -> pd.DataFrame:
+    """The columns of `Attribution.patching`, out of a dataset's `patching_rank_correlation`."""
+    rows = []
+    for label in data["label"].values if "patching_rank_correlation" in data else ():
+        values = data["patching_rank_correlation"].sel(label=label).values
+        mean, low, high = bootstrap_mean(values)
+        tells = mean >= LEAST_AGREEMENT and not low <= 0
+        rows.append((str(label), int(np.isfinite(values).sum()), mean, low, high, tells))
+    return pd.DataFrame(rows, columns=["label", "n", "rank_correlation", "lower", "upper", "tells"])
 
 
 def rank_correlation(first: Attribution, second: Attribution) -> xr.DataArray:

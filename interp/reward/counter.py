@@ -18,6 +18,7 @@ from interp.loading import source_name
 from interp.models import RewardModel
 from interp.prompts import make_batch, token_text
 from interp.reward.forward import at_rest, embeddings, gradients, tokens_a_pass
+from interp.reward.given import Given, given_reward
 from interp.reward.integrate import batches
 from interp.reward.shown import counterexamples_text
 from interp.reward.texts import Texts, read_texts
@@ -57,9 +58,9 @@ class Counterexamples:
 
 
 def counterexamples(
-    model: RewardModel,
+    model: Given,
     texts: Sequence[str],
-    labels: Sequence[bool],
+    labels: Sequence[bool | int],
     *,
     count: int = 10,
     overlap: float = 0.5,
@@ -77,9 +78,9 @@ def counterexamples(
     and the swapped text is tokenised as it was meant.
 
     Args:
-        model: a reward model, of whose own label the score is taken.
+        model: a reward model, of whose own label the score is taken; a folder or id where it has one label.
         texts: the texts.
-        labels: whether each text has the label.
+        labels: whether each text has the label, as True and False or 1 and 0.
         count: how many of each kind.
         overlap: least overlap of a near pair.
         threshold: what divides high from low; None is 0 for logits, one half for a sigmoid, 1 / labels for a softmax.
@@ -89,11 +90,12 @@ def counterexamples(
 
     Raises:
         PromptError: a text is empty or longer than the context.
-        MeasureError: texts and labels are not of one number, or all have the same label.
+        MeasureError: texts and labels are not of one number, a label is neither true nor false, or all are the same.
         InterpError: a score is not finite.
     """
+    model = given_reward(model)
+    given = _truth(labels)
     read = read_texts(model, texts)
-    given = np.asarray(labels).astype(bool)
     if given.shape != (len(read),):
         raise MeasureError(f"there are {len(read)} texts and {given.size} labels; give one label a text")
     if given.all() or not given.any():
@@ -114,6 +116,15 @@ def counterexamples(
             "texts": len(read),
         },
     )  # fmt: skip
+
+
+def _truth(labels: Sequence[bool | int]) -> np.ndarray:
+    """Labels as truth values; "0" is a string, and a string that is not empty would be true."""
+    found = np.asarray(labels)
+    for each in found.ravel().tolist():
+        if not isinstance(each, (bool, int, float)) or each not in (0, 1):
+            raise MeasureError(f"a label says whether its text has it, True or False (or 1 or 0), not {each!r}")
+    return found.astype(bool)
 
 
 def _at_odds(texts: Texts, labelled: np.ndarray, score: np.ndarray, count: int) -> pd.DataFrame:

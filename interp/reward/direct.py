@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 import xarray as xr
 from jaxtyping import Float
@@ -30,8 +31,11 @@ from interp.hooks import Site, patch
 from interp.loading import source_name
 from interp.measures.arrays import dataset, strings, variable
 from interp.models import RewardModel, RewardTrace
-from interp.reward.attribution import spearman
+from interp.reward.attribution import patching_table, spearman
+from interp.reward.given import Given, given_reward
+from interp.reward.shown import agreement, direct_text
 from interp.reward.texts import Texts, check_finite, chosen_labels, read_texts
+from interp.stats import bootstrap_mean
 
 _SHORT = {"attn_out": "attn", "mlp_out": "mlp"}
 
@@ -51,9 +55,47 @@ class DirectAttribution:
     def __getitem__(self, name: str) -> xr.DataArray:
         return self.dataset[name]
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels."""
+        return tuple(map(str, self.dataset["label"].values))
+
+    def summary(self) -> pd.DataFrame:
+        """One row a component and label, the largest in the mean over texts of its size first.
+
+        Columns: `label`, `component`, `attribution` (mean over texts) with `lower` and `upper` (95 %, from 8 texts on),
+        `size` (mean absolute value) and, where components were taken out, `patching_effect` (mean). `attrs["patching"]`
+        of the frame says how far the two agree, a sentence a label.
+        """
+        data, rows = self.dataset, []
+        for label in self.labels:
+            for component in data["component"].values:
+                cell = data.sel(label=label, component=component)
+                mean, low, high = bootstrap_mean(cell["component_attribution"].values)
+                row = {"label": label, "component": str(component), "attribution": mean, "lower": low, "upper": high}
+                row["size"] = float(np.abs(cell["component_attribution"].values).mean())
+                if "patching_effect" in data:
+                    row["patching_effect"] = float(cell["patching_effect"].values.mean())
+                rows.append(row)
+        table = pd.DataFrame(rows).sort_values("size", ascending=False, kind="stable", ignore_index=True)
+        table.attrs["patching"] = self.beside_patching()
+        return table
+
+    def patching(self) -> pd.DataFrame:
+        """How far the attribution agrees with patching over components, as `Attribution.patching` does over tokens."""
+        return patching_table(self.dataset)
+
+    def beside_patching(self) -> list[str]:
+        """The same in words, a line a label."""
+        said = [agreement(self, row, "component") for row in self.patching().itertuples()]
+        return said or ["rank correlation with patching: not measured (patching=True of direct_attribution)"]
+
+    def __repr__(self) -> str:
+        return direct_text(self)
+
 
 def direct_attribution(
-    model: RewardModel,
+    model: Given,
     texts: Sequence[str],
     *,
     labels: Sequence[str] | str | None = None,
@@ -67,7 +109,7 @@ def direct_attribution(
     what is written at the end, not what the score depends on, and on published reward models the two agree little.
 
     Args:
-        model: a reward model.
+        model: a reward model, its folder or its hub id.
         texts: the texts.
         labels: the labels; None is the model's own, "all" every one.
         batch_size: texts a pass.
@@ -78,6 +120,7 @@ def direct_attribution(
         MeasureError: an unknown label.
         InterpError: a logit is not finite.
     """
+    model = given_reward(model, labels)
     named = chosen_labels(model, labels)
     read = read_texts(model, texts)
     columns = [model.labels.index(label) for label in named]

@@ -26,11 +26,18 @@ class Edit:
         name: what it does, in words.
         feature: what it changes: a name of `interp.reward.features.FEATURES`, or "none" for one that should not matter.
         apply: from a text to the edited one; the text itself where there is nothing to change.
+        against: name of the edit that its own is measured from, where one that says nothing is of the same form; None:
+            the text as it is.
     """
 
     name: str
     feature: str
     apply: Callable[[str], str]
+    against: str | None = None
+
+
+NEUTRAL_PREFIX = '"They say that" before it'
+"""The prefix that says nothing. Any words before a text move a score; what other prefixes do beyond it is theirs."""
 
 
 def _longer_words(text: str) -> str:
@@ -83,10 +90,17 @@ EDITS: tuple[Edit, ...] = (
     Edit("said twice", "repetition", lambda text: f"{_sentence(text)} {text.lstrip()}"),
     Edit('" great" at the end', "positive words", lambda text: text.rstrip() + " great"),
     Edit('" terrible" at the end', "negative words", lambda text: text.rstrip() + " terrible"),
-    Edit('"I think that" before it', "first person", lambda text: f"I think that {_lowered(text.lstrip())}"),
-    Edit('"They say that" before it', "none", lambda text: f"They say that {_lowered(text.lstrip())}"),
-    Edit('"John: " before it', "names", lambda text: f"John: {text.lstrip()}"),
-    Edit('"Mary: " before it', "names", lambda text: f"Mary: {text.lstrip()}"),
-    Edit('"You are so smart." before it', "flattery", lambda text: f"You are so smart. {text.lstrip()}"),
+    Edit(NEUTRAL_PREFIX, "none", lambda text: f"They say that {_lowered(text.lstrip())}"),
+    Edit(
+        '"I think that" before it',
+        "first person",
+        lambda text: f"I think that {_lowered(text.lstrip())}",
+        NEUTRAL_PREFIX,
+    ),
+    Edit('"John: " before it', "names", lambda text: f"John: {text.lstrip()}", NEUTRAL_PREFIX),
+    Edit('"Mary: " before it', "names", lambda text: f"Mary: {text.lstrip()}", NEUTRAL_PREFIX),
+    Edit(
+        '"You are so smart." before it', "flattery", lambda text: f"You are so smart. {text.lstrip()}", NEUTRAL_PREFIX
+    ),
 )
 """The edits that `spurious` makes; those whose feature is "none" show what an edit does that should not matter."""

@@ -17,8 +17,9 @@ from interp.loading import source_name
 from interp.measures.arrays import dataset, strings, variable
 from interp.models import RewardModel
 from interp.reward.attribution import spearman
-from interp.reward.edits import EDITS, Edit
+from interp.reward.edits import EDITS, NEUTRAL_PREFIX, Edit
 from interp.reward.features import FEATURES, Feature, measure
+from interp.reward.given import Given, given_reward
 from interp.reward.shown import spurious_text
 from interp.reward.texts import read_texts
 from interp.stats import MIN_PROMPTS, bootstrap_mean
@@ -37,8 +38,10 @@ class Spurious:
     Attributes:
         dataset: by `feature` the regression's `coefficient`, `coefficient_low`, `coefficient_high`, `coefficient_p`
             (Holm) and `alone` (Spearman's correlation of feature and score); by `edit` the paired `effect`,
-            `effect_low`, `effect_high`, `effect_p` (Holm) and `effect_texts`; `edit_change` [prompt, edit] and `score`
-            [prompt]. Effects and coefficients are in standard deviations of the score over the texts.
+            `effect_low`, `effect_high`, `effect_p` (Holm) and `effect_texts`, measured from `edit_against` ("" is the
+            text as it is, else the neutral edit named), and `effect_from_text`, from the text as it is; `edit_change`
+            [prompt, edit] and `score` [prompt]. Effects and coefficients are in standard deviations of the score over
+            the texts.
     """
 
     dataset: xr.Dataset
@@ -52,37 +55,55 @@ class Spurious:
         table = self.summary()
         return tuple(dict.fromkeys(table[table["held"] & (table["feature"] != "none")]["feature"]))
 
+    @property
+    def neutral(self) -> str:
+        """How far the prefix that says nothing moves the score by itself, in words; "" where it was not among them."""
+        data = self.dataset
+        if NEUTRAL_PREFIX not in data["edit"].values:
+            return ""
+        cell = data.sel(edit=NEUTRAL_PREFIX)
+        mean, low, high = (float(cell[name]) for name in ("effect_from_text", "effect_low", "effect_high"))
+        interval = f" [{low:+.2f}, {high:+.2f}]" if np.isfinite(low) else ""
+        return f"a neutral prefix ({NEUTRAL_PREFIX}) alone moves the score by {mean:+.2f}{interval} sd"
+
     def summary(self) -> pd.DataFrame:
         """One row a finding, largest effect first.
 
-        Columns: `way` ("edits" or "regression"), `feature`, `what` (the edit, or what the feature counts), `effect`,
-        `lower`, `upper` (95 %), `p` (Holm), `n`, `held`.
+        Columns: `way` ("edits" or "regression"), `feature`, `what` (the edit, or what the feature counts), `against`
+        (what the edit is measured from), `effect`, `from_text` (change from the text as it is), `lower`, `upper` (95 %,
+        of the effect), `p` (Holm), `n`, `held`. What the neutral prefix does must not count for every other: a prefix
+        is held on to only where it also moves the score from the text as it is, the same way and by `SIZE` or more.
         """
         data = self.dataset
         rows = [
             {
                 "way": "edits", "feature": str(cell["edit_feature"].item()), "what": str(cell["edit"].item()),
-                "effect": float(cell["effect"]), "lower": float(cell["effect_low"]),
-                "upper": float(cell["effect_high"]), "p": float(cell["effect_p"]), "n": int(cell["effect_texts"]),
+                "against": str(cell["edit_against"].item()) or "the text",
+                "effect": float(cell["effect"]), "from_text": float(cell["effect_from_text"]),
+                "lower": float(cell["effect_low"]), "upper": float(cell["effect_high"]),
+                "p": float(cell["effect_p"]), "n": int(cell["effect_texts"]),
             }
             for cell in (data.isel(edit=index) for index in range(data.sizes["edit"]))
         ] + [
             {
                 "way": "regression", "feature": str(cell["feature"].item()),
-                "what": str(cell["feature_words"].item()), "effect": float(cell["coefficient"]),
+                "what": str(cell["feature_words"].item()), "against": "", "effect": float(cell["coefficient"]),
+                "from_text": float("nan"),
                 "lower": float(cell["coefficient_low"]), "upper": float(cell["coefficient_high"]),
                 "p": float(cell["coefficient_p"]), "n": data.sizes["prompt"],
             }
             for cell in (data.isel(feature=index) for index in range(data.sizes["feature"]))
         ]  # fmt: skip
         table = pd.DataFrame(rows)
-        table["held"] = (table["p"] < LEVEL) & (table["effect"].abs() >= SIZE)
+        same = np.sign(table["effect"]) * table["from_text"] >= SIZE
+        table["held"] = (table["p"] < LEVEL) & (table["effect"].abs() >= SIZE) & (same | (table["way"] != "edits"))
         order = table["effect"].abs().fillna(-1).argsort(kind="stable")[::-1]
         return table.iloc[order].reset_index(drop=True)
 
     def __str__(self) -> str:
         held = ", ".join(self.held) or "nothing that was looked for"
-        return f"{self.dataset.attrs['model']}, {self.dataset.attrs['label']}: the score holds on to {held}"
+        said = f"{self.dataset.attrs['model']}, {self.dataset.attrs['label']}: the score holds on to {held}"
+        return f"{said}; {self.neutral}" if self.neutral else said
 
     def __repr__(self) -> str:
         return spurious_text(self)
@@ -99,7 +120,7 @@ class Spurious:
 
 
 def spurious(
-    model: RewardModel,
+    model: Given,
     texts: Sequence[str],
     *,
     features: Sequence[Feature] = FEATURES,
@@ -114,13 +135,16 @@ def spurious(
       together in these texts; the feature need not be the cause.
     - Edits of each text that change one thing: the mean change of the score, with bootstrap intervals over texts and
       a sign-flip test. Null: a change is as likely to be up as down. This is cause, of this very edit. Edits of
-      feature "none" should do nothing; what they do is how much any edit does.
+      feature "none" should do nothing; what they do is how much any edit does. Any words before a text move a score,
+      so a prefix (a name, flattery, "I think that") is measured from the neutral prefix ("They say that"), text by
+      text: score of the one less score of the other. It is held on to where it moves the score beyond the neutral
+      prefix and, the same way, from the text as it is (`effect_from_text`).
 
     Within each way p is corrected by Holm's method. `interp.reward.holding` has the level and the least size that are
     called held on to.
 
     Args:
-        model: a reward model, of whose own label the score is taken.
+        model: a reward model, of whose own label the score is taken; a folder or id where it has one label.
         texts: real texts.
         features: what is counted.
         edits: what is changed.
@@ -132,6 +156,7 @@ def spurious(
         MeasureError: there are too few texts for the features, or all have the same score.
         InterpError: a score is not finite.
     """
+    model = given_reward(model)
     read = read_texts(model, texts)
     least = max(MIN_PROMPTS, 2 * len(features) + 2)
     if len(read) < least:
@@ -143,8 +168,9 @@ def spurious(
     counted = measure(read.texts, features)
     fitted = _regression(counted, score / spread)
     change = _changes(model, read.texts, score, edits, batch_size) / spread
-    paired = [bootstrap_mean(each, seed=seed) for each in change.T]
-    flips = [_sign_flip(each, seed) for each in change.T]
+    beyond, against = _beyond(change, edits)
+    paired = [bootstrap_mean(each, seed=seed) for each in beyond.T]
+    flips = [_sign_flip(each, seed) for each in beyond.T]
     alone = [spearman(each, score) for each in counted.T]
     mean, low, high = (np.array(each) for each in zip(*paired, strict=True))
     unit = "standard deviations of the score"
@@ -162,11 +188,13 @@ def spurious(
             "alone": variable("feature", np.array(alone), "Spearman of the feature and the score, by itself", "1"),
             "edit_feature": variable("edit", strings([each.feature for each in edits]), "what the edit changes"),
             "edit_change": variable("prompt edit", change, "score of the edited text minus that of the text", unit),
-            "effect": variable("edit", mean, "mean change", unit),
+            "edit_against": variable("edit", strings(against), "edit that it is measured from, none for the text"),
+            "effect": variable("edit", mean, "mean change from what it is measured from", unit),
+            "effect_from_text": variable("edit", _means(change), "mean change from the text", unit),
             "effect_low": variable("edit", low, "95 % interval, lower", unit),
             "effect_high": variable("edit", high, "95 % interval, upper", unit),
             "effect_p": variable("edit", holm(np.array(flips)), "p of a change as often up as down, Holm over edits"),
-            "effect_texts": variable("edit", np.isfinite(change).sum(0), "texts that the edit changes"),
+            "effect_texts": variable("edit", np.isfinite(beyond).sum(0), "texts that the edit changes"),
         },
         feature=[each.name for each in features], edit=[each.name for each in edits],
     )  # fmt: skip
@@ -224,6 +252,26 @@ def _changes(
         for (row, column, _), value in zip(jobs, scored, strict=True):
             out[row, column] = value - score[row]
     return out
+
+
+def _beyond(change: np.ndarray, edits: Sequence[Edit]) -> tuple[np.ndarray, list[str]]:
+    """What each edit changes beyond the edit that it is measured from, [text, edit], and the name of that, "" for none.
+
+    An edit whose neutral one is not among `edits` is measured from the text.
+    """
+    names = [each.name for each in edits]
+    against = [each.against if each.against in names else None for each in edits]
+    out = change.copy()
+    for column, name in enumerate(against):
+        if name is not None:
+            out[:, column] -= change[:, names.index(name)]
+    return out, [name or "" for name in against]
+
+
+def _means(values: np.ndarray) -> np.ndarray:
+    """Mean of each column over what is not NaN; NaN where all of it is."""
+    count = np.isfinite(values).sum(0)
+    return np.where(count > 0, np.nansum(values, axis=0) / np.maximum(count, 1), np.nan)
 
 
 _FLIPS = 9999

@@ -43,6 +43,11 @@ FEWEST = 8
 
 _NAN = float("nan")
 
+CAUTION = (
+    "The slope over both models' samples is too steep where the policy also drifted in ways that no reward explains;"
+    " quote that of base's samples alone."
+)
+
 
 @dataclass(frozen=True, repr=False)
 class ImplicitReward:
@@ -82,7 +87,7 @@ class ImplicitReward:
             " permutations of the rewards within prompts"
         )
         then = ".texts() has the samples that reward explains least; interp.plot.join.implicit_reward(it) draws the fit"
-        return "\n".join([about, frame_text(self.summary().drop(columns=["reading", "n"])), then])
+        return "\n".join([about, frame_text(self.summary().drop(columns=["reading", "n"])), CAUTION, then])
 
 
 def implicit_reward(

@@ -15,6 +15,7 @@ from interp.loading import source_name
 from interp.measures.arrays import dataset, strings, variable
 from interp.models import RewardModel
 from interp.reward.attribution import spearman
+from interp.reward.given import Given, given_reward
 from interp.reward.shown import lens_text
 from interp.reward.texts import check_finite, chosen_labels, read_texts
 from interp.stats import bootstrap_mean
@@ -50,7 +51,7 @@ class Lens:
 
 
 def lens(
-    model: RewardModel,
+    model: Given,
     texts: Sequence[str],
     *,
     labels: Sequence[str] | str | None = None,
@@ -65,7 +66,7 @@ def lens(
     the final one: from where on the ranking stands.
 
     Args:
-        model: a reward model.
+        model: a reward model; a folder or id is read for the labels named, as a probability.
         texts: the texts.
         labels: the labels; None is the model's own, "all" every one.
         threshold: what divides high from low; None is 0 for logits, one half for a sigmoid, 1 / labels for a softmax.
@@ -76,6 +77,7 @@ def lens(
         MeasureError: an unknown label.
         InterpError: a score is not finite.
     """
+    model = given_reward(model, labels)
     named = chosen_labels(model, labels)
     read = read_texts(model, texts)
     columns = [model.labels.index(label) for label in named]

@@ -30,7 +30,7 @@ from interp.reward.courses import (
 )
 from interp.reward.responses import Reads, Reward, read_prompts, respond, response_kl, reward_words, scores
 from interp.reward.within import unit_ranks
-from interp.stats import MIN_PROMPTS, bootstrap_mean, selection_halves
+from interp.stats import MIN_PROMPTS, SPLIT_PROMPTS, bootstrap_mean, selection_halves
 
 CAVEAT = (
     "Over-optimisation is gold falling while the optimised reward still rises. A gap by itself may come of scale: gains"
@@ -350,6 +350,15 @@ def _summary(data: xr.Dataset) -> pd.DataFrame:
         rows.append({**row, "units": units, "n": data.sizes["prompt"]})
 
     first, last = (int(data["step"].values[at]) for at in (0, -1))
+    count = len(np.unique(data["group"].values)) if "group" in data.coords else data.sizes["prompt"]
+    # The peak is chosen on one half of the prompts and the change estimated on the other, so the two need not agree.
+    split = count >= SPLIT_PROMPTS
+    chosen, estimated = (
+        (", on one half of the prompts", ", on the other half of the prompts")
+        if split
+        else ("", ", on the same prompts (so too low)")
+    )
+    unsure = f" (unsure: base's sd is that of {count} prompts)" if count < MIN_PROMPTS else ""
     for short, name in (("reward", "score"), ("gold", "gold_score")):
         if name not in data:
             continue
@@ -357,13 +366,13 @@ def _summary(data: xr.Dataset) -> pd.DataFrame:
         role = f"optimised {said}" if short == "reward" else f"gold {said}"
         add(f"{role}: base", short, units, at=first)
         add(f"{role}: step {last}", short, units, at=last)
-        add(f"{role}: step of the highest mean", f"{short}_peak", "steps")
-        add(f"{role}: change from its peak to step {last}", f"{short}_fall", units)
+        add(f"{role}: step of the highest mean{chosen}", f"{short}_peak", "steps")
+        add(f"{role}: change from its peak to step {last}{estimated}", f"{short}_fall", units)
     if "gap" in data:
         unit = data["gap"].attrs["units"]
         for role, name in (("optimised reward", "reward_gain"), ("gold reward", "gold_gain")):
-            add(f"gain of the {role} at step {last}", name, unit, at=last)
-        add(f"gain of gold minus that of the optimised reward at step {last}", "gap", unit, at=last)
+            add(f"gain of the {role} at step {last}{unsure}", name, unit, at=last)
+        add(f"gain of gold minus that of the optimised reward at step {last}{unsure}", "gap", unit, at=last)
         for step in (first, last):
             add(f"Spearman of gold and optimised reward over samples of step {step}", "agreement", "", at=step)
     add(f"KL(step {last} || base) per response", "kl_response", "nats", at=last)

@@ -34,9 +34,18 @@ def write(path: str | os.PathLike[str], kind: str, **values: Any) -> Path:
     Raises:
         InterpError: the file cannot be written, or its name does not end in .html.
     """
+    check_page(path)
+    return write_text(path, render(kind, **values))
+
+
+def check_page(path: str | os.PathLike[str]) -> None:
+    """Refuse a name that is no page's, before the work or at its end.
+
+    Raises:
+        InterpError: it does not end in .html.
+    """
     if Path(path).suffix.lower() not in (".html", ".htm"):
         raise InterpError(f"a report is an HTML page; name a file that ends in .html, not {os.fspath(path)!r}")
-    return write_text(path, render(kind, **values))
 
 
 def render(kind: str, **values: Any) -> str:
@@ -143,7 +152,7 @@ def write_spurious(found: Spurious, path: str | os.PathLike[str]) -> Path:
     neutral = table[(table["way"] == "edits") & (table["feature"] == "none")]["effect"].abs().max()
     return write(
         path, "spurious", ways=ways, held=found.held, about=dict(found.dataset.attrs), neutral=float(neutral),
-        texts=found.dataset.sizes["prompt"],
+        prefix=found.neutral.replace("-", "−"), texts=found.dataset.sizes["prompt"],
     )  # fmt: skip
 
 

@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import xarray as xr
 
 from interp.columns import frame_text
+from interp.reward.edits import NEUTRAL_PREFIX
 
 if TYPE_CHECKING:
     from interp.reward.attribution import Attribution
     from interp.reward.counter import Counterexamples
+    from interp.reward.direct import DirectAttribution
     from interp.reward.holding import Spurious
     from interp.reward.layers import Lens
 
@@ -36,16 +39,22 @@ def short(text: str, width: int = _WIDE) -> str:
     return flat if len(flat) <= width else flat[: width - 3] + "..."
 
 
-def agreement(found: Attribution, row: Any) -> str:
-    """How far an attribution agrees with patching, for one row of `Attribution.patching`."""
+def agreement(found: Attribution | DirectAttribution, row: Any, what: str = "token") -> str:
+    """How far an attribution agrees with patching, for one row of its `patching()`.
+
+    Args:
+        found: the attribution.
+        row: the row.
+        what: what it is over, tokens or components.
+    """
     name = f"{row.label}: " if len(found.labels) > 1 else ""
     if row.n == 0:
-        return f"{name}rank correlation with patching: not defined, no text has three tokens and more than one value"
+        return f"{name}rank correlation with patching: not defined, no text has three {what}s and more than one value"
     interval = f"[{row.lower:.2f}, {row.upper:.2f}]" if np.isfinite(row.lower) else "[no interval under 8 texts]"
     said = f"{name}rank correlation with patching over {_count(row.n, 'text')}: {row.rank_correlation:.2f} {interval}"
     if row.tells:
         return said
-    return f"{said}; the attribution does not tell here what the model would do without a token"
+    return f"{said}; the attribution does not tell here what the model would do without a {what}"
 
 
 def attribution_text(found: Attribution) -> str:
@@ -72,6 +81,9 @@ def attribution_text(found: Attribution) -> str:
         missed = len(found.unconverged)
         over = f"above the tolerance of {100 * attrs['tolerance']:g} %"
         lines.append(f"{missed} of {count * len(labels)} {over}: .unconverged")
+    patched = attrs.get("patched_texts", count)
+    if patched < count and table["patching_rank_correlation"].isna().any():
+        lines.append(f'"-" under patching: not among the {patched} texts that were patched (patched_texts=)')
     said = found.beside_patching() if attrs["method"] != "leave_one_out" else []
     lines += said[:_LABELS]
     lines += [f"... and {len(said) - _LABELS} labels more: .patching()"] if len(said) > _LABELS else []
@@ -106,15 +118,55 @@ def lens_text(found: Lens) -> str:
                 "decided most often at": often,
             }
         )
-    lines = [head, frame_text(_middle_out(table))]
+    lines = [head, frame_text(_middle_out(table)), *_lens_notes(data)]
     return "\n".join([*lines, "go on with .summary(), .dataset, interp.plot.reward.reward_lens(...)"])
+
+
+def _lens_notes(data: xr.Dataset) -> list[str]:
+    """What a reader of a lens may stumble over."""
+    scores, ranks, notes = data["lens_score"].values, data["lens_rank_correlation"].values, []
+    count, labels = len(scores), scores.shape[2]
+    if labels == 1 and np.isnan(ranks).any():
+        why = "fewer than three texts" if count < 3 else "the score read there is the same for every text"
+        notes.append(f'"-": no rank correlation, {why}')
+    above = scores[:, -1] > data.attrs["threshold"]
+    sided = int((above.all(0) | ~above.any(0)).sum())
+    if sided and count > 1:
+        which = f"every text ends {'above' if above.all() else 'below'} the threshold"
+        which = which if labels == 1 else f"for {sided} of {labels} labels every text ends on one side of the threshold"
+        notes.append(
+            f"{which}: to be decided is then only to stay on that side; a threshold= amid the scores, as their median,"
+            " parts the texts"
+        )
+    return notes
+
+
+def direct_text(found: DirectAttribution) -> str:
+    """The largest components of a direct attribution, and how far they agree with patching."""
+    data, labels = found.dataset, found.labels
+    table = found.summary()
+    hidden = [] if len(labels) > 1 else ["label"]
+    said, left = found.beside_patching(), ""
+    if len(labels) > 1:  # biases differ among labels more than anything that a text does
+        table, left = table[table["component"] != "bias"], "; biases are in .summary()"
+    lines = [
+        f"{data.attrs['model']}, direct attribution of the logit: {_count(data.sizes['prompt'], 'text')},"
+        f" {f'label {short(labels[0])}' if len(labels) == 1 else _count(len(labels), 'label')}, logits{left}",
+        frame_text(table.head(_ROWS).drop(columns=hidden)),
+    ]
+    lines += [f"... and {len(table) - _ROWS} more"] if len(table) > _ROWS else []
+    lines += said[:_LABELS]
+    lines += [f"... and {len(said) - _LABELS} labels more: .patching()"] if len(said) > _LABELS else []
+    return "\n".join([*lines, 'go on with .summary(), .patching(), .dataset ("head_attribution" has it by head)'])
 
 
 def spurious_text(found: Spurious) -> str:
     """The findings of `spurious`, the largest first."""
     table = found.summary()
     table["what"] = [short(str(what)) for what in table["what"]]
-    lines = [f"{found}, {_count(found.dataset.sizes['prompt'], 'text')}; effects in standard deviations of the score"]
+    table["against"] = ["neutral prefix" if what == NEUTRAL_PREFIX else short(what, 28) for what in table["against"]]
+    lines = [str(found).removesuffix(f"; {found.neutral}"), *([found.neutral] if found.neutral else [])]
+    lines.append(f"{_count(found.dataset.sizes['prompt'], 'text')}; effects in standard deviations (sd) of the score")
     lines.append(frame_text(table.head(2 * _ROWS)))
     lines += [f"... and {len(table) - 2 * _ROWS} more"] if len(table) > 2 * _ROWS else []
     return "\n".join([*lines, 'go on with .held, .summary(), .report("x.html"), interp.plot.reward.spurious(...)'])

@@ -92,6 +92,7 @@ def test_it_prints_what_was_found_and_how_to_go_on():
     said = repr(calibrate(toy(), permutations=19))
     assert said.startswith("implicit reward: 12 prompts, 8 samples each; null: 19 permutations")
     assert "length left out" in said and ".texts()" in said and "  p  " in said and "Dataset" not in said
+    assert "is too steep where the policy also drifted" in said and "quote that of base's samples alone" in said
 
 
 def test_drift_steepens_the_joint_slope_but_not_that_of_bases_samples():

@@ -91,6 +91,17 @@ def test_it_prints_what_was_found_and_how_to_go_on():
     assert CAVEAT in said and "saturates" in CAVEAT
 
 
+def test_the_words_say_on_which_prompts_peak_and_change_were_found():
+    halves, same, few = (
+        "\n".join(curve(STEPS, *course([0.0, 0.5, 1.0, 0.4, -0.6], prompts=count), words=WORDS).summary()["finding"])
+        for count in (40, 12, 5)
+    )
+    assert "step of the highest mean, on one half of the prompts" in halves
+    assert "change from its peak to step 80, on the other half of the prompts" in halves and "unsure" not in halves
+    assert "half" not in same and "step 80, on the same prompts (so too low)" in same and "unsure" not in same
+    assert few.count("at step 80 (unsure: base's sd is that of 5 prompts)") == 3
+
+
 def test_where_gold_does_not_fall_no_fall_is_claimed():
     falls = []
     for seed in range(40):

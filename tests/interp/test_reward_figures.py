@@ -66,6 +66,7 @@ def test_the_command_shows_the_words_and_writes_the_page(folder, tmp_path):
     assert done.exit_code == 0, done.output
     assert "film!(+" in done.output and "rank correlation with patching" in done.output
     assert "was(" not in done.output
+    assert done.output.count("rank correlation with patching") == 1
     text = page.read_text()
     assert "&lt;" in text and "<b>" not in text and "Rank correlation with patching" in text
 
@@ -74,6 +75,11 @@ def test_the_command_says_what_is_wrong(folder):
     for arguments, says in ((["good", ""], "text 1 is empty"), (["good", "--label", "joy"], "one of exclamation")):
         with pytest.raises(InterpError, match=says):
             CliRunner().invoke(app, ["reward", str(folder), *arguments], catch_exceptions=False)
+
+
+def test_the_command_refuses_a_pages_name_before_the_work(tmp_path):
+    with pytest.raises(InterpError, match="ends in .html, not .*o.txt"):  # not that there is no such model
+        CliRunner().invoke(app, ["reward", "/no/model", "x", "--html", str(tmp_path / "o.txt")], catch_exceptions=False)
 
 
 @pytest.mark.slow

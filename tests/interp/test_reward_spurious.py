@@ -10,7 +10,7 @@ import torch
 
 from interp import reward
 from interp.errors import InterpError, MeasureError, PromptError
-from interp.reward.edits import EDITS
+from interp.reward.edits import EDITS, NEUTRAL_PREFIX, Edit
 from interp.reward.features import FEATURES, measure
 from interp.reward.holding import _regression, _sign_flip, holm
 from tests.interp.planted_reward import planted, random_model
@@ -65,6 +65,38 @@ def test_an_edit_changes_what_it_says():
     assert named['"I think that" before it'] == "I think that the film was good, but I use it now."
     assert named["longer words"] == "The film was good, nevertheless I utilize it currently."
     assert named["no punctuation"] == "The film was good but I use it now"
+
+
+def test_a_prefix_is_measured_from_the_neutral_prefix():
+    model = random_model()
+    found = reward.spurious(model, TEXTS)
+    prefixes = [edit for edit in EDITS if edit.against is not None]
+    assert {edit.feature for edit in prefixes} == {"first person", "names", "flattery"}
+    spread = model.score(TEXTS).std(ddof=1)
+    neutral = next(edit for edit in EDITS if edit.name == NEUTRAL_PREFIX)
+    plain, without = model.score(TEXTS), model.score([neutral.apply(text) for text in TEXTS])
+    for edit in prefixes:
+        score = model.score([edit.apply(text) for text in TEXTS])
+        cell = found.dataset.sel(edit=edit.name)
+        assert float(cell["effect"]) == pytest.approx((score - without).mean() / spread, abs=1e-5)
+        assert float(cell["effect_from_text"]) == pytest.approx((score - plain).mean() / spread, abs=1e-5)
+        assert cell["edit_against"].item() == NEUTRAL_PREFIX
+    alone = f"alone moves the score by {(without - plain).mean() / spread:+.2f} ["
+    assert alone in str(found) and alone in repr(found)
+
+
+def test_what_the_neutral_prefix_does_is_not_laid_to_the_others():
+    """The neutral prefix moves the planted score, the other not at all."""
+    edits = [
+        Edit(NEUTRAL_PREFIX, "none", lambda text: f"They say!! that {text}"),
+        Edit("John", "names", lambda text: f"John {text}", NEUTRAL_PREFIX),
+        Edit("praise", "flattery", lambda text: f"great!!!! {text}", NEUTRAL_PREFIX),
+    ]
+    table = reward.spurious(planted(), TEXTS, edits=edits).summary().set_index("what")
+    assert table.loc["John", "effect"] < -0.5 and abs(table.loc["John", "from_text"]) < 0.02
+    assert not table.loc["John", "held"] and table.loc["praise", "held"]
+    alone = reward.spurious(planted(), TEXTS, edits=edits[1:])
+    assert alone.neutral == "" and (alone["edit_against"].values == "").all()  # no neutral prefix: from the text
 
 
 def test_holm_by_hand():
@@ -195,6 +227,18 @@ class TestBadInput:
             reward.counterexamples(model, TEXTS[:8], [True] * 7)
         with pytest.raises(MeasureError, match="every text has the same label"):
             reward.counterexamples(model, TEXTS[:8], [True] * 8)
+
+    @pytest.mark.usefixtures("as_a_user")
+    def test_labels_that_are_no_truth_values(self):
+        model = random_model()
+        for strange in (["1", "0"] * 4, [1.0, np.nan] * 4, [None, True] * 4, [2, 0] * 4):
+            with pytest.raises(MeasureError, match="True or False"):
+                reward.counterexamples(model, TEXTS[:8], strange)
+        whole, truth = (
+            reward.counterexamples(model, TEXTS[:8], given, swaps=0).at_odds
+            for given in ([1, 0] * 4, [True, False] * 4)
+        )
+        assert whole.equals(truth)
 
     @pytest.mark.parametrize("read", [reward.spurious, lambda m, t: reward.counterexamples(m, t, [True, False] * 18)],
                              ids=["spurious", "counterexamples"])  # fmt: skip
