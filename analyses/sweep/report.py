@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
@@ -24,8 +22,8 @@ from analyses.sweep.tables import LEVEL, Likeness, Tables, make
 from interp.errors import MeasureError
 from interp.io import atomic_file, write_text
 from interp.plot.style import COLUMN, PAGE, number, span
-from interp.plot.text import clean
 from interp.report.svg import Drawing, glyph_sheet, style_sheet, to_svg
+from interp.report.templates import resource, template
 from interp.reward.holding import holm
 
 Draw = Callable[..., Figure]
@@ -100,12 +98,7 @@ def render(
     failed: Mapping[str, str],
 ) -> str:
     """The page as one HTML document that needs nothing else; the same tables give the same bytes."""
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_finalize
-    )
-    template = files("analyses.sweep").joinpath("report.html").read_text(encoding="utf-8")
     every = [drawing for drawn in drawings.values() for drawing in drawn.values()]
-    css = files("interp.report").joinpath("page.css").read_text(encoding="utf-8")
     sections = [
         _emotions(tables, config),
         _gain(),
@@ -118,8 +111,8 @@ def render(
     for each in sections:
         drawn = drawings.get(each["name"])
         each["figure"] = {size: drawing.svg for size, drawing in drawn.items()} if drawn else None
-    return environment.from_string(template).render(
-        css=Markup(css) + style_sheet(every),
+    return template("report.html", "analyses.sweep").render(
+        css=Markup(resource("page.css")) + style_sheet(every),
         glyphs=glyph_sheet(every),
         count=len(config.emotions),
         base=Path(settings["base"]).name,
@@ -129,11 +122,6 @@ def render(
         verdict=verdict(tables, config),
         sections=[each for each in sections if each["figure"] or each["rows"]],
     )
-
-
-def _finalize(value: Any) -> Any:
-    """Every text that enters the page loses its control characters; Markup was made here and passes."""
-    return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def verdict(tables: Tables, config: SweepConfig) -> list[str]:

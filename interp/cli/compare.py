@@ -79,7 +79,10 @@ def compare(
     check_new_folder(out, owned_by=FILE, own=OWN, overwrite=overwrite)
     if label is not None and reward is None:
         raise PromptError("--label names a label of --reward; give both or none")
-    check_measures(measure, with_reward=reward is not None)
+    pair = None if reward is None else pair_at(reward)
+    check_measures(
+        measure, with_reward=reward is not None, with_checkpoints=pair is not None and bool(pair.checkpoints)
+    )
     given = prompts_from(
         prompt,
         prompts,
@@ -94,7 +97,7 @@ def compare(
     options = {"dtype": dtype, "device": device, "device_map": device_map, **trust}
     with progress_bar("loading the models") as progress:
         scorer: Any = reward
-        if reward is not None and pair_at(reward) is None:
+        if reward is not None and pair is None:
             scorer = RewardModel.load(reward, label=label, device=device, device_map=device_map, **trust)
         elif label is not None:
             raise PromptError("--label names a label of a reward model; the pair that --reward names has its own")

@@ -11,12 +11,12 @@ from markupsafe import Markup
 from interp.plot.text import clean
 
 
-def resource(name: str) -> str:
-    """A file that lies beside this one, as text."""
-    return files("interp.report").joinpath(name).read_text(encoding="utf-8")
+def resource(name: str, package: str = "interp.report") -> str:
+    """A file that lies in a package, as text."""
+    return files(package).joinpath(name).read_text(encoding="utf-8")
 
 
-def template(name: str) -> Template:
+def template(name: str, package: str = "interp.report") -> Template:
     """A template. Every value is escaped, and loses its control characters; Markup was made here and passes."""
     environment = Environment(
         autoescape=True,
@@ -24,7 +24,7 @@ def template(name: str) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
         finalize=_finalize,
-        loader=FunctionLoader(resource),
+        loader=FunctionLoader(lambda each: resource(each, package)),
     )
     return environment.get_template(name)
 

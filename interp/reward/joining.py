@@ -44,7 +44,7 @@ def join(
     Args:
         data: with `completion`, `completion_reward`, `response_id` and `response_logprob`.
         reward: what scored the completions.
-        measures: names, of which those two are taken here.
+        measures: names, of which `implicit_reward` and `token_join` are taken here.
         tokenizer: of the policies.
         optimised: what made the raw score the reward that was optimised; None: it was the raw score.
         seed: seed of intervals and nulls.
@@ -172,8 +172,8 @@ def _tokens(data: xr.Dataset, reward: RewardModel, tokenizer: Any, seed: int) ->
     for row, spans in zip(usable, found, strict=True):
         attributed[row] = spans
     moved = [
-        list(_moved(sampled.isel(prompt=row), tokenizer, len(heads[row]), said[row])) if row in usable else []
-        for row in range(len(texts))
+        list(_moved(sampled.isel(prompt=row), tokenizer, len(heads[row]), said[row])) if spans else []
+        for row, spans in enumerate(attributed)
     ]
     starts = [len(head) for head in heads]
     groups = np.asarray(data["group"].values)

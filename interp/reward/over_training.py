@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 
 import numpy as np
 import xarray as xr
@@ -65,14 +66,15 @@ def _probes(data: xr.Dataset, pair: CheckpointPair, reward: RewardModel, seed: i
     own = data[["completion", "completion_reward"]].sel(source=["base", "tuned"]).transpose("draw", "source", "prompt")
     heads = np.broadcast_to(data["completion_prompt"].values, own["completion"].shape)
     groups = np.broadcast_to(data["group"].values, own["completion"].shape)
-    rows = [
+    found = (
         (f"{head}{said}", float(score), str(group))
         for head, said, score, group in zip(
             heads.ravel(), own["completion"].values.ravel(), own["completion_reward"].values.ravel(), groups.ravel(),
             strict=True,
         )
         if str(said).strip() and not reward.too_long([f"{head}{said}"])
-    ][:MOST_TEXTS]  # fmt: skip
+    )  # fmt: skip
+    rows = list(islice(found, MOST_TEXTS))
     if not rows:
         raise MeasureError("no response has text that can be probed")
     texts, scores, owners = zip(*rows, strict=True)

@@ -1,6 +1,7 @@
 """What compare(..., reward=...) joins: against the functions of interp.reward, plain loops and the files on disk."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import xarray as xr
 
 import interp
 from interp import reward
+from interp.cli import main
 from interp.errors import MeasureError
 from interp.io import write_json
 from interp.prompts import response_ends, response_texts
@@ -244,6 +246,20 @@ def test_a_pairs_checkpoints_show_its_training(pair, tmp_path):
     assert "When a high reward could be read" in (tmp_path / "report.html").read_text()
     every = interp.compare(pair.base, pair.tuned, TEXTS, reward=pair, measures="all", max_new_tokens=STEPS)
     assert json.loads(every.dataset.attrs["settings"])["measures"] == list(interp.MEASURES)
+
+
+def test_a_pairs_checkpoints_can_be_asked_for_in_a_shell(pair, tmp_path, monkeypatch, capsys):
+    asked = ["--measure", "over_optimisation", "--reward", str(pair.path), "--max-new-tokens", str(STEPS)]
+    texts = [part for text in TEXTS for part in ("--prompt", text)]
+    command = ["interp", "compare", pair.base, pair.tuned, *texts, *asked, "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code and "over-optimisation" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", [*command[:-1], str(tmp_path / "other"), "--label", "POS"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code and "has its own" in capsys.readouterr().err and not (tmp_path / "other").exists()
 
 
 def test_one_model_in_memory_joins_the_same(pair):
