@@ -15,13 +15,14 @@ import xarray as xr
 
 from interp import __version__
 from interp.comparison import Comparison
-from interp.engine import TEXT_MEASURES, Progress, Settings, no_progress, run_measures
+from interp.engine import TEXT_MEASURES, Settings, run_measures
 from interp.errors import PromptError, TokenizerMismatch
 from interp.loading import DeviceMap
 from interp.measures import REWARD_MEASURES, TRAINING_MEASURES
 from interp.models import Policy, RewardModel, Source
 from interp.models.lineup import Lineup, load_lineups, remarks
 from interp.options import Options, pair_of, scorer_of, transform_of
+from interp.progress import Progress, no_progress
 from interp.prompts import Prompts
 from interp.reward.joining import DRAWS, join
 from interp.reward.optimised import Optimised

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from interp.measures.shared import mass_outside
 from interp.measures.weights import weights
 from interp.memory import give_back_free_memory
 from interp.models import Policy, RewardModel, Trace
+from interp.progress import Progress, no_progress
 from interp.prompts import Batch, Prompts, TokenizedPrompts
 from interp.turns import Pair, Together, Turns
 
@@ -36,13 +37,6 @@ KEPT_BYTES = 2**25
 
 TEXT_MEASURES = ("completions",)
 """Measures that need neither a shared vocabulary nor models of one shape."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
-
-
-def no_progress(what: str, done: int, total: int) -> None:
-    """Nobody watches."""
 
 
 def check_lengths(tokens: TokenizedPrompts, policies: Sequence[Policy]) -> None:

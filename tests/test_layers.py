@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     row.split()
     for row in """
-    errors memory columns
+    errors memory columns progress
     io
     prompts pair
     sampling divergences adapters
@@ -26,6 +26,7 @@ ORDER = [
     measures
     collect
     engine
+    metrics
     patching
     circuits reward
     summary text store
@@ -36,7 +37,18 @@ ORDER = [
     """.strip().splitlines()
 ]
 LEVEL = {name: level for level, row in enumerate(ORDER) for name in row}
-FOR_TRAINING = {"errors", "io", "prompts", "pair", "sampling", "divergences", "families", "loading", "models"}
+FOR_TRAINING = {
+    "errors",
+    "io",
+    "prompts",
+    "pair",
+    "progress",
+    "sampling",
+    "divergences",
+    "families",
+    "loading",
+    "models",
+}
 
 
 def imports(path: Path) -> set[str]:
