@@ -12,17 +12,14 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     row.split()
     for row in """
-    errors memory columns progress
+    errors columns progress
     io
     prompts pair
-    sampling divergences adapters
+    sampling divergences
     families
     hooks decomposition
-    sources checkpoint
-    loading
     models
-    scratch
-    stats resampling turns
+    stats resampling
     measures
     collect
     engine
@@ -48,7 +45,6 @@ FOR_TRAINING = {
     "sampling",
     "divergences",
     "families",
-    "loading",
     "models",
 }
 
