@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -331,7 +331,7 @@ def call_reward(
     prompts: Sequence[str],
     outputs: Sequence[str],
     *,
-    reads: Literal["sample", "output"] = "sample",
+    reads: str = "sample",
     batch_size: int = 64,
 ) -> Float[np.ndarray, " sample"]:
     """The reward of each sampled text, float64.

@@ -93,7 +93,7 @@ def test_what_is_no_reward() -> None:
     with pytest.raises(MeasureError, match="not a int"):
         resolve_reward(3)
     with pytest.raises(MeasureError, match="reads is"):
-        call_reward(lambda **_: [0.0], ["a"], ["a"], [""], reads="prompt")  # type: ignore[arg-type]
+        call_reward(lambda **_: [0.0], ["a"], ["a"], [""], reads="prompt")
 
 
 def test_settings_and_values_that_mean_nothing() -> None:
