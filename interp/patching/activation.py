@@ -12,9 +12,9 @@ from typing import Any, Literal
 import numpy as np
 
 from interp.errors import MeasureError
-from interp.loading import Source
 from interp.metrics import Metric, check_finite, check_whole, metric_name, readings, resolve_metric
 from interp.models import Policy, RewardModel
+from interp.models.source import Source
 from interp.patching.opening import Runs, check_no_options, open_runs, tokens_of
 from interp.patching.recording import record
 from interp.patching.replay import verify
