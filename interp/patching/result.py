@@ -14,7 +14,7 @@ import xarray as xr
 from interp.columns import frame_text
 from interp.errors import MeasureError
 from interp.measures.arrays import as_variable, strings
-from interp.metrics import Metric, name_of, units_of
+from interp.metrics import Metric, metric_name, metric_units
 from interp.models import RewardModel
 from interp.patching.targets import Intervention
 from interp.resampling import max_t, ratio_of_sums
@@ -138,7 +138,7 @@ def build(
         seed: of the resampling.
     """
     groups = np.unique(np.array(runs.prompts.groups, dtype=object), return_inverse=True)[1]
-    units = units_of(metric, runs.recipient)
+    units = metric_units(metric, runs.recipient)
     count, there = len(wanted), _there(runs, wanted, owners)
     effects = np.where(there, patched - recipient[:, None], np.nan)
     variables: dict[str, xr.Variable] = {
@@ -170,7 +170,7 @@ def build(
     coords = {"prompt": range(len(recipient)), "group": ("prompt", groups), **_coords(wanted)}
     settings = {"positions": positions, "by": by, "sites": count}
     attrs = {
-        "metric": name_of(metric),
+        "metric": metric_name(metric),
         "units": units,
         "seed": seed,
         "settings": json.dumps(settings, default=str),
