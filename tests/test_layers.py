@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     row.split()
     for row in """
-    errors memory columns progress
+    errors memory columns progress stats
     io
     prompts pair
     sampling divergences adapters
@@ -22,7 +22,7 @@ ORDER = [
     loading
     models
     scratch
-    stats resampling turns
+    turns
     measures
     collect
     engine
