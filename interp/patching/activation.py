@@ -12,9 +12,9 @@ from typing import Any, Literal
 import numpy as np
 
 from interp.errors import MeasureError
-from interp.loading import Source
 from interp.metrics import Metric, at_columns, chosen_metric, name_of, readings
 from interp.models import Policy, RewardModel
+from interp.models.source import Source
 from interp.patching.checks import check_finite, check_whole
 from interp.patching.opening import Runs, check_no_options, open_runs, tokens_of
 from interp.patching.recording import record
