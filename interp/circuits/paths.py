@@ -30,7 +30,7 @@ from interp.models.source import Source
 from interp.patching import Runs, open_runs
 from interp.patching.recording import run_to_the_last_residual
 from interp.prompts import Batch, Prompts
-from interp.resampling import max_t, ratio_of_sums
+from interp.stats import interval, max_t
 
 ROWS = 256
 
@@ -264,7 +264,7 @@ def _result(
 
     dims, text = ("prompt", "component", "site"), "patched minus recipient"
     variables["effect"] = as_variable(dims, effect, {"long_name": text, "units": units})
-    ratio = ratio_of_sums(flat[:, there], other - mine, groups, seed=seed)
+    ratio = interval(flat[:, there], groups, over=other - mine, seed=seed)
     for name, values in zip(("recovery", "recovery_low", "recovery_high"), ratio, strict=True):
         put(name, values, "sum of effects / sum of (source - recipient), and its 95 % interval")
     put("p", max_t(flat[:, there], groups, seed=seed), "p by sign flips, max-T over all paths")

@@ -26,8 +26,7 @@ from interp.patching.replay import run_whole
 from interp.patching.targets import interventions, position_mask
 from interp.patching.values import activations
 from interp.prompts import Batch, Prompts
-from interp.resampling import ratio_of_sums
-from interp.stats import bootstrap_mean, selection_halves
+from interp.stats import interval, selection_halves
 
 DOSES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
 STREAM = ("resid_pre", "resid_mid", "resid_post")
@@ -220,8 +219,8 @@ def _dataset(
     seed: int,
 ) -> xr.Dataset:
     own = metrics[:, 0]
-    bounds = np.array([bootstrap_mean(column, groups, seed=seed) for column in own.T]).T
-    ratio = ratio_of_sums(own - mine[:, None], other - mine, groups, seed=seed)
+    bounds = interval(own, groups, seed=seed)
+    ratio = interval(own - mine[:, None], groups, over=other - mine, seed=seed)
     said = {
         "metric": (("prompt", "dose"), own, "metric under the dose", units),
         "effect": (("prompt", "dose"), own - mine[:, None], "steered minus unsteered", units),
