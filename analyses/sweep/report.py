@@ -23,7 +23,7 @@ from interp.errors import MeasureError
 from interp.io import atomic_file, write_text
 from interp.plot.style import COLUMN, PAGE, number, span
 from interp.report.svg import Drawing, glyph_sheet, style_sheet, to_svg
-from interp.report.templates import resource, template
+from interp.result.pages import resource, template
 from interp.reward.holding import holm
 
 Draw = Callable[..., Figure]

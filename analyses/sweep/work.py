@@ -234,9 +234,9 @@ def reading(cell: Cell) -> Write:
 def implicit(cell: Cell) -> Write:
     """Does the policy's shift follow the reward? And what was gained of it."""
     from interp.models import RewardModel
+    from interp.models.reward_model import Optimised
     from interp.prompts import Prompts
     from interp.reward import implicit_reward
-    from interp.reward.optimised import Optimised
 
     how = cell.how
     reward = RewardModel.load(how["reward"], label=how["emotion"], output=how["output"])

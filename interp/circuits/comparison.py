@@ -22,7 +22,7 @@ from interp.circuits.verdict import carried, verdict
 from interp.errors import MeasureError
 from interp.measures.arrays import MODELS, dataset, strings, variable
 from interp.models import Policy
-from interp.models.lineup import Lineup, load_lineup
+from interp.models.matched import MatchedModels, load_matched
 from interp.prompts import Prompts
 from interp.stats import bootstrap_mean
 
@@ -149,7 +149,7 @@ def compare(
         raise MeasureError("circuits are compared on at least 4 groups of prompts; give more prompts")
     controls = [] if control is None else list(control) if isinstance(control, (list, tuple)) else [control]
     options = {"controls": controls, "replicates": list(replicates), "tokenizer": tokenizer, "options": load}
-    lineup = load_lineup(base, tuned, **options)
+    lineup = load_matched(base, tuned, **options)
     pairs = pairs.for_models([each.tokenizer for each in (lineup.base, *lineup.others)])
     graph = Graph.of(lineup.base.parts)
     numbers = check_sizes(graph, sizes)
@@ -261,7 +261,7 @@ def _shares(values: Mapping[str, CircuitValues], numbers: tuple[int, ...], rando
 
 
 def _runs(
-    lineup: Lineup,
+    lineup: MatchedModels,
     found: Sequence[EdgeScores],
     base: list[Circuit],
     pairs: Prompts,

@@ -21,14 +21,14 @@ from interp.columns import frame_text
 from interp.errors import MeasureError
 from interp.families import Parts
 from interp.hooks import Site
-from interp.loading import Source
 from interp.measures.arrays import as_variable, strings
+from interp.metrics import UNITS, Metric, at_columns, check_metric, name_of, reading
+from interp.metrics import Reading as How
 from interp.models import Policy
-from interp.models.running import as_found
+from interp.models.running import inference
+from interp.models.source import Source
 from interp.patching import Runs, open_runs
-from interp.patching.metrics import UNITS, Metric, check_metric, name_of, reading
-from interp.patching.metrics import Reading as How
-from interp.patching.recording import at_columns, run_to_the_last_residual
+from interp.patching.recording import run_to_the_last_residual
 from interp.patching.sweep import read
 from interp.prompts import Batch, Prompts
 from interp.resampling import max_t, ratio_of_sums
@@ -239,7 +239,7 @@ def _reads(parts: Parts, place: Reading, destination: int, entering: Tensor) -> 
 
         handle = module.register_forward_hook(project)
     try:
-        with as_found(parts.model):
+        with inference(parts.model):
             yield
     finally:
         handle.remove()

@@ -12,12 +12,12 @@ from typing import Any, Literal
 import numpy as np
 
 from interp.errors import MeasureError
-from interp.loading import Source
+from interp.metrics import Metric, at_columns, chosen_metric, name_of, readings
 from interp.models import Policy, RewardModel
+from interp.models.source import Source
 from interp.patching.checks import check_finite, check_whole
-from interp.patching.metrics import Metric, chosen_metric, name_of, readings
 from interp.patching.opening import Runs, check_no_options, open_runs, tokens_of
-from interp.patching.recording import at_columns, record
+from interp.patching.recording import record
 from interp.patching.replay import verify
 from interp.patching.result import Patching, build
 from interp.patching.sweep import TOKENS, own_values, read, sweep

@@ -12,15 +12,15 @@ from torch import Tensor
 
 from interp.families import Parts
 from interp.hooks import Edit, Site, patch
-from interp.loading import Source
 from interp.measures.arrays import as_variable
+from interp.metrics import Metric, Reading, at_columns, chosen_metric, name_of, readings
 from interp.models import Policy, RewardModel
-from interp.models.running import as_found, forward_inputs
+from interp.models.running import forward_inputs, inference
+from interp.models.source import Source
 from interp.patching.activation import patch_runs
 from interp.patching.checks import check_finite, check_whole
-from interp.patching.metrics import Metric, Reading, chosen_metric, name_of, readings
 from interp.patching.opening import Runs, open_runs
-from interp.patching.recording import at_columns, record
+from interp.patching.recording import record
 from interp.patching.result import Patching, build
 from interp.patching.sweep import read
 from interp.patching.targets import Intervention, Sites, Target, interventions, position_mask
@@ -213,7 +213,7 @@ def gradient_at(
 
     ends = edits.pop(last, None)
     edits[last] = keep if ends is None else lambda value: keep(ends(value))
-    with as_found(parts.model), torch.enable_grad():
+    with inference(parts.model), torch.enable_grad():
         with patch(parts, edits):
             model(**forward_inputs(parts, batch))
         # Read once the hooks are gone: the head of some families runs a module that they sit on.

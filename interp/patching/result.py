@@ -14,8 +14,8 @@ import xarray as xr
 from interp.columns import frame_text
 from interp.errors import MeasureError
 from interp.measures.arrays import as_variable, strings
+from interp.metrics import Metric, name_of, units_of
 from interp.models import RewardModel
-from interp.patching.metrics import Metric, name_of, units_of
 from interp.patching.targets import Intervention
 from interp.resampling import max_t, ratio_of_sums
 from interp.stats import bootstrap_mean

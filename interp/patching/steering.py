@@ -17,10 +17,10 @@ from torch import Tensor
 from interp.columns import frame_text
 from interp.errors import MeasureError
 from interp.hooks import Edit, Site, has_site
-from interp.loading import Source
 from interp.measures.arrays import as_variable
+from interp.metrics import UNITS, Metric, Reading, check_metric, name_of, reading
 from interp.models import Policy
-from interp.patching.metrics import UNITS, Metric, Reading, check_metric, name_of, reading
+from interp.models.source import Source
 from interp.patching.opening import Runs, open_runs
 from interp.patching.replay import run_whole
 from interp.patching.sweep import read
@@ -225,7 +225,7 @@ class _Job:
 
 
 def _columns(residual: Tensor, how: Reading) -> Tensor:
-    from interp.patching.recording import at_columns
+    from interp.metrics import at_columns
 
     return at_columns(residual, how.columns)
 

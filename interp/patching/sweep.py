@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.families import Parts
-from interp.patching.metrics import Reading
+from interp.metrics import Reading
 from interp.patching.recording import Recording
 from interp.patching.replay import replay, run_whole
 from interp.patching.rows import Values, edits, writes

@@ -10,10 +10,10 @@ import numpy as np
 import scipy.stats
 import xarray as xr
 
-from interp.loading import Source
 from interp.measures.arrays import as_variable, strings
 from interp.models import Policy, RewardModel
-from interp.models.value import ValueHead, values_along
+from interp.models.source import Source
+from interp.models.value_head import ValueHead, values_along
 from interp.prompts import Prompts
 from interp.sampling import end_ids, sample
 from interp.stats import bootstrap_mean

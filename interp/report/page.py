@@ -16,8 +16,8 @@ from interp.report.figures import SPECS, draw
 from interp.report.join import coloured_texts
 from interp.report.sections import missing, present
 from interp.report.svg import glyph_sheet, style_sheet
-from interp.report.templates import resource, template
 from interp.report.verdict import verdict
+from interp.result.pages import resource, template
 from interp.text import RANGES, interval_notes
 
 

@@ -6,9 +6,9 @@ import torch
 
 from interp import Policy, Prompts
 from interp.errors import MeasureError
+from interp.metrics import reading
 from interp.patching import activation_patching, attribution_patching
 from interp.patching.attribution import gradient_at
-from interp.patching.metrics import reading
 from interp.patching.targets import NAMES
 from tests.interp import architectures
 from tests.interp.test_hooks import sites_of

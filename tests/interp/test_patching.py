@@ -10,8 +10,8 @@ from interp import Policy, Prompts
 from interp.errors import FidelityError, MeasureError, PromptError
 from interp.families import Parts
 from interp.hooks import Site
+from interp.metrics import reading
 from interp.patching import ablation, activation_patching
-from interp.patching.metrics import reading
 from interp.patching.recording import record
 from interp.patching.replay import verify
 from interp.patching.sweep import own_values, sweep

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from interp.errors import ConfigError, LoadError
-from interp.loading import describe_source, load_model, load_tokenizer
 from interp.models import RewardModel
+from interp.models.pretrained import load_model, load_tokenizer
+from interp.models.source import describe_source
 from interp.pair import CheckpointPair
 from training.classifier import from_backbone, read_labelled, train_classifier
 from training.config import ModelConfig, RewardConfig, TermConfig, expand

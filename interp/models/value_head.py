@@ -16,7 +16,7 @@ from torch import Tensor
 from interp.errors import FormatError, LoadError
 from interp.io import read_json
 from interp.models.policy import Policy
-from interp.models.running import as_found, forward_inputs
+from interp.models.running import forward_inputs, inference
 from interp.prompts import make_batch
 
 _KEYS = ("hidden.weight", "hidden.bias", "out.weight", "out.bias")
@@ -107,7 +107,7 @@ def values_along(
         states: list[Tensor] = []
         handle = model.get_decoder().register_forward_hook(lambda *call, kept=states: kept.append(call[2][0]))
         try:
-            with as_found(model):
+            with inference(model):
                 model(**forward_inputs(policy.parts, batch))
         finally:
             handle.remove()

@@ -18,10 +18,8 @@ from interp.errors import InterpError, LoadError, PromptError
 from interp.hooks import Site
 from interp.measures import MEASURES
 from interp.models import Policy
-from interp.models.mapped import out_of_memory, pages_of
+from interp.models.offload import AllInMemory, OneInMemory, TraceFile, offloaded, pages_of
 from interp.prompts import make_batch
-from interp.scratch import TraceFile
-from interp.turns import InTurn, Together
 from tests.conftest import save, tiny_gpt2
 
 TEXTS = """this movie was really|the plot was|great acting and a very boring film|fun|a film|the acting was very|
@@ -53,7 +51,7 @@ def open_files():
 
 
 def policies(folders):
-    return [out_of_memory(Policy.load(folder), folder.name, own=True) for folder in folders]
+    return [offloaded(Policy.load(folder), folder.name, own=True) for folder in folders]
 
 
 @pytest.mark.parametrize("scratch_bytes", [0, 2**30])
@@ -61,7 +59,7 @@ def test_traces_are_measured_the_same_in_any_number_of_chunks(folders, scratch_b
     models = policies(folders)
     prompts = interp.Prompts(TEXTS, answers=ANSWERS)
     found = []
-    for turns in (Together(), InTurn.of([each.model for each in models], scratch_bytes)):
+    for turns in (AllInMemory(), OneInMemory.of([each.model for each in models], scratch_bytes)):
         settings = Settings(("kl", "attribution"), 2, 0, 4, None, turns=turns)
         found.append(run_measures(models[0], models[1:], prompts, settings))
     for expected, got in zip(*found, strict=True):
@@ -73,10 +71,10 @@ def test_every_measure_is_the_same_bit_for_bit(folders, scratch, scratch_bytes=1
     models = policies(folders)
     prompts = interp.Prompts(TEXTS, answers=ANSWERS, continuations=[" very bad"] * len(TEXTS), multi_token="sum")
     found = {}
-    for turns in (Together(), InTurn.of([each.model for each in models], scratch_bytes)):
+    for turns in (AllInMemory(), OneInMemory.of([each.model for each in models], scratch_bytes)):
         settings = Settings(tuple(MEASURES), 2, 0, 4, None, draws=2, turns=turns)
         found[type(turns)] = run_measures(models[0], models[1:], prompts, settings)
-    for expected, got in zip(found[Together], found[InTurn], strict=True):
+    for expected, got in zip(found[AllInMemory], found[OneInMemory], strict=True):
         xr.testing.assert_identical(expected, got)
     assert not list(scratch.iterdir())
 
@@ -97,7 +95,7 @@ def test_how_many_batches_a_chunk_holds(folders):
     base, tuned = policies(folders[:2])
     seen = []
 
-    class Watched(InTurn):
+    class Watched(OneInMemory):
         def only(self, policy):
             seen.append(policy.model if policy is not None else None)
             super().only(policy)
@@ -140,7 +138,7 @@ class TestScratch:
         base, tuned = policies(folders[:2])
         before = open_files()
         with pytest.raises(stop):
-            for _ in InTurn.of([base.model, tuned.model]).pairs(base, [tuned], [make_batch([[1, 2]])] * 3, []):
+            for _ in OneInMemory.of([base.model, tuned.model]).pairs(base, [tuned], [make_batch([[1, 2]])] * 3, []):
                 assert len(open_files()) > len(before) and not list(scratch.iterdir())
                 raise stop
         assert open_files() == before and not list(scratch.iterdir())
@@ -206,7 +204,7 @@ class TestMapped:
         folder = save(tiny_gpt2().bfloat16(), tmp_path / "half", tokenizer)
         loaded = Policy.load(folder, dtype="float32")
         assert pages_of(loaded.model).share == 0
-        policy = out_of_memory(loaded, "base", own=True)
+        policy = offloaded(loaded, "base", own=True)
         assert (
             pages_of(policy.model).share == 1
             and policy.description == loaded.description
@@ -225,7 +223,7 @@ class TestMapped:
 
         monkeypatch.setattr(policy.model, "save_pretrained", full)
         with pytest.raises(InterpError, match="cannot write weights to .*the disk is full"):
-            out_of_memory(policy, "base", own=True)
+            offloaded(policy, "base", own=True)
 
     def test_a_loaded_module_is_refused(self, tokenizer, tmp_path):
         folder = tmp_path / "base"

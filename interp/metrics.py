@@ -13,7 +13,6 @@ from torch import Tensor
 from interp.errors import MeasureError
 from interp.families import Parts
 from interp.models import Policy, RewardModel
-from interp.patching.recording import at_columns, read_columns
 from interp.prompts import Batch, Prompts
 
 OwnMetric = Callable[[Tensor, Tensor], Tensor]
@@ -24,6 +23,18 @@ Metric = str | OwnMetric
 NAMES = ("logit_diff", "kl", "logprob")
 REWARD_NAMES = ("score", "kl")
 UNITS = {"logit_diff": "logits", "kl": "nats", "logprob": "nats"}
+
+
+def at_columns(values: Float[Tensor, "row seq *rest"], columns: Int[Tensor, "row column"]) -> Tensor:
+    """The values at each row's columns."""
+    rows = torch.arange(len(values), device=values.device)[:, None]
+    return values[rows, columns.to(values.device)]
+
+
+def read_columns(parts: Parts, batch: Batch) -> Int[Tensor, "batch 1"]:
+    """The column that a head reads: of a policy, and of a causal classifier, the last of a prompt; else [CLS]'s."""
+    column = batch.first if parts.head.reads == "first" else batch.last_prompt
+    return column[:, None]
 
 
 @dataclass(frozen=True)

@@ -15,26 +15,18 @@ import transformers
 from torch import nn
 from transformers.utils import logging as hf_logging
 
-from interp.adapters import is_adapter, read_adapter, read_config, unwrap, with_adapter, without_adapter
-from interp.checkpoint import check_folder, check_shape_keys
 from interp.errors import FormatError, InterpError, LoadError, MissingExtra
 from interp.families import family_of
+from interp.models.adapter_files import is_adapter, read_adapter, read_config
+from interp.models.adapters import unwrap, with_adapter, without_adapter
+from interp.models.source import (
+    Located,
+    Source,
+    check_folder,
+    check_shape_keys,
+    locate,
+)
 from interp.pair import MANIFEST, CheckpointPair
-from interp.sources import Located, Source, describe_source, local_folder, locate, source_name
-
-__all__ = [
-    "DeviceMap",
-    "Head",
-    "Source",
-    "check_folder",
-    "check_placement",
-    "describe_source",
-    "load_both",
-    "load_model",
-    "load_tokenizer",
-    "local_folder",
-    "source_name",
-]
 
 Head = Literal["causal", "classifier"]
 DeviceMap = str | Mapping[str, Any] | None
@@ -150,7 +142,7 @@ def load_model(
 
     The class comes from `config.architectures`, never from model_type: a classifier opened as a bare model of its type
     would get a random score head without a word. Weights are mapped from their file, not copied, unless dtype or device
-    asks for it. A folder that holds a LoRA adapter gives its base with the adapter on (see `interp.adapters`).
+    asks for it. A folder that holds a LoRA adapter gives its base with the adapter on (see `interp.models.adapters`).
 
     Args:
         source: folder, or hub id, with its revision as "id@revision".

@@ -9,17 +9,17 @@ from typing import Any
 
 from torch import nn
 
-from interp.adapters import without_adapter
 from interp.errors import LoadError, MeasureError, TokenizerMismatch
-from interp.loading import adapter_base, adapter_folder, load_tokenizer
-from interp.models.mapped import out_of_memory
+from interp.models.adapters import without_adapter
+from interp.models.offload import offloaded
 from interp.models.policy import Policy
+from interp.models.pretrained import adapter_base, adapter_folder, load_tokenizer
+from interp.models.source import describe_source, local_folder, split_revision
 from interp.prompts import check_same_vocabulary
-from interp.sources import describe_source, local_folder, split_revision
 
 
 @dataclass(frozen=True)
-class Lineup:
+class MatchedModels:
     """The models of one comparison.
 
     Attributes:
@@ -42,7 +42,7 @@ class Lineup:
         return (self.tuned, *self.controls, *self.replicates)
 
 
-def load_lineup(
+def load_matched(
     base: Any,
     tuned: Any,
     *,
@@ -53,7 +53,7 @@ def load_lineup(
     one_in_memory: bool = False,
     loaded: Policy | None = None,
     options: Mapping[str, Any],
-) -> Lineup:
+) -> MatchedModels:
     """Load the models of a comparison.
 
     LoRA adapters of base share its weights. A loaded module that comes without a tokenizer reads with base's. Where
@@ -67,14 +67,14 @@ def load_lineup(
         replicates: runs with other seeds.
         tokenizer: a tokenizer for all, or "base" or "tuned"; None: each model's own.
         one_shape: refuse models of different shapes.
-        one_in_memory: each leaves memory when it is loaded and checked (see `interp.models.mapped`).
-        loaded: the first policy of an earlier lineup of this base, with the same tokenizer and options; it is not
+        one_in_memory: each leaves memory when it is loaded and checked (see `interp.models.offload`).
+        loaded: the first policy of an earlier call of this base, with the same tokenizer and options; it is not
             loaded again, unless tuned has been put around base.
         options: further arguments of `Policy.load`.
 
     Raises:
         LoadError: a model cannot be loaded, or an adapter was made for another base.
-        TokenizerMismatch: the models do not share their tokens; base and tuned alone may differ (see `Lineup`).
+        TokenizerMismatch: the models do not share their tokens; base and tuned alone may differ (see `MatchedModels`).
         MeasureError: the models differ in shape.
     """
     sources = [_alone(base, tuned), tuned, *controls, *replicates]
@@ -83,7 +83,7 @@ def load_lineup(
     again = loaded is not None and sources[0] is base
     first = loaded if loaded is not None and again else Policy.load(sources[0], tokenizer=shared, **options)
     if one_in_memory and not again:
-        first = out_of_memory(first, "base", own=isinstance(sources[0], (str, os.PathLike)))
+        first = offloaded(first, "base", own=isinstance(sources[0], (str, os.PathLike)))
     if shared is not None and not isinstance(shared, (str, os.PathLike)) and first.tokenizer is not shared:
         first = replace(first, tokenizer=shared)
     shared = first.tokenizer if isinstance(shared, (str, os.PathLike)) else shared
@@ -92,7 +92,7 @@ def load_lineup(
         borrowed = first.tokenizer if shared is None and isinstance(source, nn.Module) else shared
         policy = Policy.load(source, tokenizer=borrowed, **_base_for(source, sources[0], first), **options)
         if one_in_memory:
-            policy = out_of_memory(policy, name, own=isinstance(source, (str, os.PathLike)))
+            policy = offloaded(policy, name, own=isinstance(source, (str, os.PathLike)))
         policies.append(policy if shared is None else replace(policy, tokenizer=shared))
         if one_shape:
             _check_same_shape(first, policy, name)
@@ -103,10 +103,10 @@ def load_lineup(
     if mismatch is None:
         policies = _on_shared_tokens(policies, names)
     count = 2 + len(controls)
-    return Lineup(policies[0], policies[1], tuple(policies[2:count]), tuple(policies[count:]), mismatch)
+    return MatchedModels(policies[0], policies[1], tuple(policies[2:count]), tuple(policies[count:]), mismatch)
 
 
-def load_lineups(
+def load_matched_many(
     base: Any,
     tuned: Mapping[str, Any],
     *,
@@ -115,25 +115,25 @@ def load_lineups(
     tokenizer: Any,
     one_in_memory: bool,
     **how: Any,
-) -> dict[str, Lineup]:
+) -> dict[str, MatchedModels]:
     """Load several pairs of one base; base and the null runs are loaded once where all read the same tokens.
 
     Args:
-        base: see `load_lineup`.
+        base: see `load_matched`.
         tuned: the tuned models by name.
-        controls: null runs, which every lineup has.
+        controls: null runs, which every pair has.
         replicates: runs with other seeds, by the name of their pair.
-        tokenizer: see `load_lineup`.
-        one_in_memory: see `load_lineup`.
-        **how: further arguments of `load_lineup`.
+        tokenizer: see `load_matched`.
+        one_in_memory: see `load_matched`.
+        **how: further arguments of `load_matched`.
 
     Raises:
-        InterpError: as `load_lineup`.
+        InterpError: as `load_matched`.
     """
-    found: dict[str, Lineup] = {}
-    first: Lineup | None = None
+    found: dict[str, MatchedModels] = {}
+    first: MatchedModels | None = None
     for name, source in tuned.items():
-        found[name] = load_lineup(
+        found[name] = load_matched(
             base,
             source,
             controls=controls if first is None or one_in_memory else first.controls,

@@ -9,7 +9,7 @@ import torch
 
 import interp
 from interp.errors import LoadError, MeasureError, TokenizerMismatch
-from interp.models.lineup import load_lineup, shared_tokens
+from interp.models.matched import load_matched, shared_tokens
 from tests.conftest import WORDS, save, tiny_gpt2, tiny_llama
 from tests.interp.test_adapters import adapted, merged, write
 from tests.interp.test_models import classifier
@@ -55,7 +55,7 @@ def test_an_adapter_compares_like_its_merged_model(pair):
 
 
 def test_the_adapter_shares_the_weights_of_base(pair):
-    models = load_lineup(pair[0], pair[1], controls=[pair[1]], options={})
+    models = load_matched(pair[0], pair[1], controls=[pair[1]], options={})
     addresses = [
         {name: p.data_ptr() for name, p in policy.model.named_parameters()} for policy in (models.base, *models.others)
     ]
