@@ -26,8 +26,7 @@ from interp.models.reward_model import Optimised
 from interp.options import Options, pair_of, scorer_of, transform_of
 from interp.progress import Progress, no_progress
 from interp.prompts import Prompts
-from interp.reward.joining import DRAWS, join
-from interp.reward.over_training import join_training
+from interp.reward.joins import DRAWS, join, join_training
 from interp.store import FORMAT
 
 

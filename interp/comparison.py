@@ -15,12 +15,11 @@ from interp.errors import MeasureError
 from interp.io import atomic_folder
 from interp.plot import Plots
 from interp.report import write as write_report
-from interp.reward.implicit import ImplicitReward
-from interp.reward.joining import implicit_reward_of, token_join_of
-from interp.reward.optimisation import OverOptimisation
-from interp.reward.over_training import over_optimisation_of, probes_of
-from interp.reward.probing import Probes
-from interp.reward.tokens import TokenJoin
+from interp.reward.implicit_reward import ImplicitReward
+from interp.reward.joins import implicit_reward_of, over_optimisation_of, probes_of, token_join_of
+from interp.reward.over_optimisation import OverOptimisation
+from interp.reward.probes import Probes
+from interp.reward.token_join import TokenJoin
 from interp.store import FILE
 from interp.summary import summarise
 from interp.text import columns_text, headline, text_rows

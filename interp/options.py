@@ -17,8 +17,8 @@ from interp.models.reward_model import Optimised
 from interp.pair import CheckpointPair
 from interp.progress import Progress
 from interp.prompts import Prompts
-from interp.reward.courses import pair_at, pair_reward
-from interp.reward.joining import DRAWS
+from interp.reward.checkpoints import pair_at, pair_reward
+from interp.reward.joins import DRAWS
 
 
 @dataclass(frozen=True)

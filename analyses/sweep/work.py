@@ -312,7 +312,7 @@ def circuit(cell: Cell) -> Write:
 def probes(cell: Cell) -> Write:
     """Who learns what, when: where policy and reward model make the emotion easier to read, by layer and step."""
     from interp.models import RewardModel
-    from interp.reward.probing import probes as probe
+    from interp.reward.probes import probes as probe
 
     how = cell.how
     model = RewardModel.load(how["reward"], label=how["emotion"], output="logit")

@@ -75,7 +75,7 @@ def compare(
         from interp.comparison import FILE, OWN
         from interp.measures import check_measures
         from interp.models import RewardModel
-        from interp.reward.courses import pair_at
+        from interp.reward.checkpoints import pair_at
     check_new_folder(out, owned_by=FILE, own=OWN, overwrite=overwrite)
     if label is not None and reward is None:
         raise PromptError("--label names a label of --reward; give both or none")

@@ -6,8 +6,7 @@ from matplotlib.figure import Figure
 
 from interp.plot import join
 from interp.plot.style import PAGE, Result
-from interp.reward.joining import implicit_reward_of, token_join_of
-from interp.reward.over_training import over_optimisation_of, probes_of
+from interp.reward.joins import implicit_reward_of, over_optimisation_of, probes_of, token_join_of
 
 
 def implicit_reward(cmp: Result, *, width: float = PAGE) -> Figure:

@@ -16,8 +16,7 @@ from interp.errors import InterpError, MeasureError
 from interp.io import write_text
 from interp.plot.style import number, span
 from interp.result.pages import resource, template
-from interp.reward.flat import records
-from interp.reward.joining import token_join_of
+from interp.reward.joins import records, token_join_of
 
 TEXTS_SHOWN = 40
 _WORD = re.compile(r"\s+|\S+")

@@ -1,47 +1,35 @@
-"""Reading a reward model: where its score comes from, what it holds on to, and what follows from it in the policy.
+"""Reading a reward model: where its score comes from, what it goes by, and what follows from it in the policy."""
 
-Names are imported when they are first used.
-"""
+from interp.reward.attribution import Attribution, against_patching, attribute, rank_correlation, score_range
+from interp.reward.counterexamples import Counterexamples, counterexamples
+from interp.reward.direct_attribution import DirectAttribution, direct_attribution
+from interp.reward.implicit_reward import ImplicitReward, implicit_reward
+from interp.reward.lens import Lens, lens
+from interp.reward.over_optimisation import OverOptimisation, over_optimisation
+from interp.reward.probes import Probes, probes
+from interp.reward.spurious import Spurious, spurious
+from interp.reward.token_join import TokenJoin, token_join
 
-from __future__ import annotations
-
-from importlib import import_module
-from typing import Any
-
-_HOMES = {
-    "Attribution": "attribution",
-    "Counterexamples": "counter",
-    "DirectAttribution": "direct",
-    "ImplicitReward": "implicit",
-    "Lens": "layers",
-    "OverOptimisation": "optimisation",
-    "Probes": "probing",
-    "Spurious": "holding",
-    "TokenJoin": "tokens",
-    "against_patching": "against",
-    "attribute": "attributing",
-    "counterexamples": "counter",
-    "direct_attribution": "direct",
-    "implicit_reward": "implicit",
-    "lens": "layers",
-    "over_optimisation": "optimisation",
-    "probes": "probing",
-    "rank_correlation": "attribution",
-    "score_range": "attributing",
-    "spurious": "holding",
-    "token_join": "tokens",
-}
-
-__all__ = sorted(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'interp.reward' has no attribute {name!r}")
-    value = getattr(import_module(f"interp.reward.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__all__ = [
+    "Attribution",
+    "Counterexamples",
+    "DirectAttribution",
+    "ImplicitReward",
+    "Lens",
+    "OverOptimisation",
+    "Probes",
+    "Spurious",
+    "TokenJoin",
+    "against_patching",
+    "attribute",
+    "counterexamples",
+    "direct_attribution",
+    "implicit_reward",
+    "lens",
+    "over_optimisation",
+    "probes",
+    "rank_correlation",
+    "score_range",
+    "spurious",
+    "token_join",
+]

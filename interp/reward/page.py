@@ -15,12 +15,12 @@ from markupsafe import Markup
 
 from interp.errors import InterpError
 from interp.io import write_text
-from interp.reward.shown import METHODS
+from interp.reward.attribution import METHOD_WORDS
 
 if TYPE_CHECKING:
     from interp.reward.attribution import Attribution
-    from interp.reward.counter import Counterexamples
-    from interp.reward.holding import Spurious
+    from interp.reward.counterexamples import Counterexamples
+    from interp.reward.spurious import Spurious
 
 
 def write(path: str | os.PathLike[str], kind: str, **values: Any) -> Path:
@@ -130,7 +130,7 @@ def attribution_values(found: Attribution) -> dict[str, Any]:
     attrs: Mapping[Any, Any] = data.attrs
     integrated = attrs["method"] == "integrated_gradients"
     return {
-        "items": items, "about": dict(attrs), "method": METHODS[attrs["method"]], "integrated": integrated,
+        "items": items, "about": dict(attrs), "method": METHOD_WORDS[attrs["method"]], "integrated": integrated,
         "agreement": found.beside_patching() if attrs["method"] != "leave_one_out" else [],
     }  # fmt: skip
 

@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 from interp.columns import frame_text
-from interp.reward.edits import NEUTRAL_PREFIX
+from interp.reward.text_properties import NEUTRAL_PREFIX
 
 if TYPE_CHECKING:
     from interp.reward.attribution import Attribution
-    from interp.reward.counter import Counterexamples
-    from interp.reward.direct import DirectAttribution
-    from interp.reward.holding import Spurious
-    from interp.reward.layers import Lens
-
-UNMEASURED = "rank correlation with patching: not measured (patched_texts=8 of attribute, or against_patching)"
+    from interp.reward.counterexamples import Counterexamples
+    from interp.reward.direct_attribution import DirectAttribution
+    from interp.reward.lens import Lens
+    from interp.reward.spurious import Spurious
 
 _ROWS = 10
-_LABELS = 5
-_WIDE = 44  # characters of a text
 
-METHODS = {
-    "integrated_gradients": "integrated gradients",
-    "leave_one_out": "leave one out",
-    "gradient_x_input": "gradient × input",
-}
-"""What a person calls the methods of `attribute`."""
+_LABELS = 5
+
+_WIDE = 44  # characters of a text
 
 
 def short(text: str, width: int = _WIDE) -> str:
@@ -39,26 +32,10 @@ def short(text: str, width: int = _WIDE) -> str:
     return flat if len(flat) <= width else flat[: width - 3] + "..."
 
 
-def agreement(found: Attribution | DirectAttribution, row: Any, what: str = "token") -> str:
-    """How far an attribution agrees with patching, for one row of its `patching()`.
-
-    Args:
-        found: the attribution.
-        row: the row.
-        what: what it is over, tokens or components.
-    """
-    name = f"{row.label}: " if len(found.labels) > 1 else ""
-    if row.n == 0:
-        return f"{name}rank correlation with patching: not defined, no text has three {what}s and more than one value"
-    interval = f"[{row.lower:.2f}, {row.upper:.2f}]" if np.isfinite(row.lower) else "[no interval under 8 texts]"
-    said = f"{name}rank correlation with patching over {_count(row.n, 'text')}: {row.rank_correlation:.2f} {interval}"
-    if row.tells:
-        return said
-    return f"{said}; the attribution does not tell here what the model would do without a {what}"
-
-
 def attribution_text(found: Attribution) -> str:
     """An attribution as a header, its first texts, and how it agrees with patching."""
+    from interp.reward.attribution import METHOD_WORDS
+
     data, attrs = found.dataset, found.dataset.attrs
     count, labels = data.sizes["prompt"], found.labels
     origin = "" if attrs["baseline"] == "none" else f" from {attrs['baseline_words']}"
@@ -71,7 +48,7 @@ def attribution_text(found: Attribution) -> str:
     if attrs["method"] != "integrated_gradients":
         hidden += ["baseline_score", "completeness_error", "points"]
     lines = [
-        f"{attrs['model']}, {METHODS[attrs['method']]}{origin}: {_count(count, 'text')},"
+        f"{attrs['model']}, {METHOD_WORDS[attrs['method']]}{origin}: {_count(count, 'text')},"
         f" {f'label {short(labels[0])}' if len(labels) == 1 else _count(len(labels), 'label')}, {attrs['units']}",
         frame_text(table.drop(columns=hidden).rename(columns=names)),
     ]

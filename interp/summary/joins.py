@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from interp.reward.flat import records
-from interp.reward.over_training import over_optimisation_of, probes_of
+from interp.reward.joins import over_optimisation_of, probes_of, records
 from interp.summary.table import Row, Table
 
 

@@ -9,8 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from interp.reward.within import two_sided_p
-from interp.stats import bootstrap_mean, null_range, rank_p, selection_halves
+from interp.stats import bootstrap_mean, null_range, permutation_p, rank_p, selection_halves
 
 COLUMNS = (
     "reading",
@@ -184,7 +183,7 @@ class Table:
             n=data.sizes["prompt"],
             permuted_low=float(low),
             permuted_high=float(high),
-            permutation_p=two_sided_p(estimate, drawn),
+            permutation_p=permutation_p(estimate, drawn),
         )
 
     def given(self, record: Mapping[Any, Any]) -> Row:

@@ -12,7 +12,7 @@ from interp.models import Policy, RewardModel
 from interp.pair import CheckpointPair
 from interp.plot import join
 from interp.prompts import Prompts
-from interp.reward.optimisation import CAVEAT, curve, over_optimisation
+from interp.reward.over_optimisation import CAVEAT, curve, over_optimisation
 from tests.conftest import save, tiny_gpt2, word_tokenizer
 from tests.interp.architectures import build
 from tests.interp.figures import drawn, words

@@ -15,9 +15,9 @@ from interp.io import write_json
 from interp.models import Policy, RewardModel
 from interp.pair import CheckpointPair
 from interp.plot import join
-from interp.reward.courses import folder_steps, load_any
-from interp.reward.probing import CAVEAT, half_way, probes
-from interp.reward.states import activations
+from interp.reward.checkpoints import folder_steps, load_any
+from interp.reward.probes import CAVEAT, half_way, probes
+from interp.reward.texts import activations
 from tests.conftest import save, tiny_gpt2, tiny_llama, word_tokenizer
 from tests.interp.architectures import build
 from tests.interp.figures import drawn, words

@@ -8,8 +8,7 @@ from interp import reward
 from interp.errors import MeasureError
 from interp.models import RewardModel
 from interp.reward.attribution import Attribution
-from interp.reward.quadrature import gaps
-from interp.reward.refine import Way
+from interp.reward.quadrature import Path, gaps
 from tests.interp.planted_reward import random_model, word_tokenizer
 from tests.interp.test_reward_spurious import TEXTS
 
@@ -34,7 +33,7 @@ def test_a_way_halves_the_gap_with_the_kink_and_meets_the_integral():
         return 4 * max(point - kink, 0) + np.sin(point)
 
     start = np.array([0.0, 2 / 3])
-    way = Way(start, np.array([at(point) for point in start]), np.array([score(point) for point in start]))
+    way = Path(start, np.array([at(point) for point in start]), np.array([score(point) for point in start]))
     assert way.wanted(9) == [1.0, 0.5] and way.wanted(3) == [1.0] and way.wanted(2) == []
     while new := way.wanted(41):
         for point in new:

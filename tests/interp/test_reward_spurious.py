@@ -10,9 +10,9 @@ import torch
 
 from interp import reward
 from interp.errors import InterpError, MeasureError, PromptError
-from interp.reward.edits import EDITS, NEUTRAL_PREFIX, Edit
-from interp.reward.features import FEATURES, measure
-from interp.reward.holding import _regression, _sign_flip, holm
+from interp.reward.spurious import _regression
+from interp.reward.text_properties import EDITS, FEATURES, NEUTRAL_PREFIX, Edit, measure_features
+from interp.stats import holm, sign_flip_p
 from tests.interp.planted_reward import planted, random_model
 
 OPENINGS = [
@@ -28,7 +28,7 @@ TEXTS = [f"{first} {rest}" for first, rest in itertools.product(OPENINGS, REST)]
 
 
 def value(name, text):
-    return measure([text], [feature for feature in FEATURES if feature.name == name])[0, 0]
+    return measure_features([text], [feature for feature in FEATURES if feature.name == name])[0, 0]
 
 
 @pytest.mark.parametrize(
@@ -122,8 +122,8 @@ def test_the_sign_flip_is_the_exact_test():
     exact = np.mean(
         [abs(np.dot(signs, values)) >= abs(values.sum()) - 1e-12 for signs in itertools.product((-1, 1), repeat=8)]
     )
-    assert _sign_flip(values, 0) == pytest.approx(exact, abs=0.01)
-    assert np.isnan(_sign_flip(values[:7], 0))
+    assert sign_flip_p(values, seed=0) == pytest.approx(exact, abs=0.01)
+    assert np.isnan(sign_flip_p(values[:7], seed=0))
 
 
 @pytest.fixture(scope="module")

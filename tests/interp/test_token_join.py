@@ -15,7 +15,7 @@ from interp.errors import InterpError, MeasureError, PromptError
 from interp.models import Policy
 from interp.plot import join
 from interp.report.join import render_tokens, write_tokens
-from interp.reward.tokens import READINGS, common_spans, correlate, spans_of, token_join
+from interp.reward.token_join import READINGS, common_spans, correlate, spans_of, token_join
 from tests.conftest import WORDS, tiny_gpt2, word_tokenizer
 from tests.interp.architectures import build
 from tests.interp.figures import drawn, words

@@ -14,10 +14,9 @@ from interp.hooks import Site
 from interp.measures.arrays import dataset, strings, variable
 from interp.models import RewardModel
 from interp.models.source import source_name
-from interp.reward.attribution import spearman
-from interp.reward.given import Given, given_reward
+from interp.reward.fixed_effects import spearman
 from interp.reward.shown import lens_text
-from interp.reward.texts import check_finite, chosen_labels, read_texts
+from interp.reward.texts import RewardLike, as_reward, check_finite, chosen_labels, read_texts
 from interp.stats import bootstrap_mean
 
 
@@ -51,7 +50,7 @@ class Lens:
 
 
 def lens(
-    model: Given,
+    model: RewardLike,
     texts: Sequence[str],
     *,
     labels: Sequence[str] | str | None = None,
@@ -77,7 +76,7 @@ def lens(
         MeasureError: an unknown label.
         InterpError: a score is not finite.
     """
-    model = given_reward(model, labels)
+    model = as_reward(model, labels)
     named = chosen_labels(model, labels)
     read = read_texts(model, texts)
     columns = [model.labels.index(label) for label in named]

@@ -17,11 +17,9 @@ from interp.errors import MeasureError
 from interp.models import RewardModel
 from interp.models.source import source_name
 from interp.prompts import make_batch, token_text
-from interp.reward.forward import at_rest, embeddings, gradients, tokens_a_pass
-from interp.reward.given import Given, given_reward
-from interp.reward.integrate import batches
+from interp.reward.forward import at_rest, batches, embeddings, gradients, tokens_a_pass
 from interp.reward.shown import counterexamples_text
-from interp.reward.texts import Texts, read_texts
+from interp.reward.texts import RewardLike, Texts, as_reward, read_texts
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class Counterexamples:
 
 
 def counterexamples(
-    model: Given,
+    model: RewardLike,
     texts: Sequence[str],
     labels: Sequence[bool | int],
     *,
@@ -93,7 +91,7 @@ def counterexamples(
         MeasureError: texts and labels are not of one number, a label is neither true nor false, or all are the same.
         InterpError: a score is not finite.
     """
-    model = given_reward(model)
+    model = as_reward(model)
     given = _truth(labels)
     read = read_texts(model, texts)
     if given.shape != (len(read),):

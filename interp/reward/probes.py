@@ -14,9 +14,8 @@ from interp.columns import frame_text
 from interp.errors import MeasureError, MissingExtra, PromptError
 from interp.measures.arrays import dataset, variable
 from interp.pair import CheckpointPair
-from interp.reward.courses import Course, Place, courses_of, loaded
-from interp.reward.states import Pooling, activations
-from interp.reward.texts import check_texts
+from interp.reward.checkpoints import Place, Training, load_model, trainings_of
+from interp.reward.texts import Pooling, activations, check_texts
 from interp.stats import bootstrap_mean, null_range, rank_p, selection_halves
 
 CAVEAT = (
@@ -26,6 +25,7 @@ CAVEAT = (
 )
 
 _NAN = float("nan")
+
 _ENDS = ("", "_lower", "_upper")
 
 
@@ -58,7 +58,7 @@ class Probes:
 
 
 def probes(
-    models: CheckpointPair | Place | Mapping[str, Course],
+    models: CheckpointPair | Place | Mapping[str, Training],
     texts: Sequence[str],
     labels: Sequence[int],
     *,
@@ -92,7 +92,7 @@ def probes(
     Args:
         models: a pair that kept checkpoints, or its folder: its policy and, where that kept checkpoints too, its reward
             model. Or by name such a pair, the folder of a reward model with checkpoints, or the model at each optimiser
-            step. The first step is what the others are compared with, as a rule 0. Folders and functions are loaded
+            step. The first step is what the others are compared with, as a rule 0. Folders and functions are load_model
             one at a time.
         texts: texts with and without the concept.
         labels: 1 or 0 for each.
@@ -120,14 +120,14 @@ def probes(
         raise MeasureError(f'pooling is "mean" or "read", not {pooling!r}')
     if permutations < 0 or not strength > 0:
         raise MeasureError(f"permutations must be 0 or more and strength above 0, not {permutations} and {strength}")
-    courses, notes = courses_of(models)
+    courses, notes = trainings_of(models)
     splits = _splits(target, index, folds, seed)
     shuffled = _shuffles(target, index, permutations, seed)
     found: dict[str, list[_Cell]] = {}
     for name, steps in courses.items():
         found[name] = []
         for step in sorted(steps):
-            states = activations(loaded(steps[step]), said, pooling=pooling, batch_size=batch_size)
+            states = activations(load_model(steps[step]), said, pooling=pooling, batch_size=batch_size)
             if found[name] and len(states) != len(found[name][0].accuracy):
                 raise MeasureError(
                     f"{name} has {len(states) - 1} layers at step {step} and {len(found[name][0].accuracy) - 1} before;"

@@ -31,10 +31,10 @@ from interp.hooks import Site, patch
 from interp.measures.arrays import dataset, strings, variable
 from interp.models import RewardModel, RewardTrace
 from interp.models.source import source_name
-from interp.reward.attribution import patching_table, spearman
-from interp.reward.given import Given, given_reward
-from interp.reward.shown import agreement, direct_text
-from interp.reward.texts import Texts, check_finite, chosen_labels, read_texts
+from interp.reward.attribution import agreement, patching_table
+from interp.reward.fixed_effects import spearman
+from interp.reward.shown import direct_text
+from interp.reward.texts import RewardLike, Texts, as_reward, check_finite, chosen_labels, read_texts
 from interp.stats import bootstrap_mean
 
 _SHORT = {"attn_out": "attn", "mlp_out": "mlp"}
@@ -87,7 +87,7 @@ class DirectAttribution:
 
     def beside_patching(self) -> list[str]:
         """The same in words, a line a label."""
-        said = [agreement(self, row, "component") for row in self.patching().itertuples()]
+        said = [agreement(self.labels, row, "component") for row in self.patching().itertuples()]
         return said or ["rank correlation with patching: not measured (patching=True of direct_attribution)"]
 
     def __repr__(self) -> str:
@@ -95,7 +95,7 @@ class DirectAttribution:
 
 
 def direct_attribution(
-    model: Given,
+    model: RewardLike,
     texts: Sequence[str],
     *,
     labels: Sequence[str] | str | None = None,
@@ -120,7 +120,7 @@ def direct_attribution(
         MeasureError: an unknown label.
         InterpError: a logit is not finite.
     """
-    model = given_reward(model, labels)
+    model = as_reward(model, labels)
     named = chosen_labels(model, labels)
     read = read_texts(model, texts)
     columns = [model.labels.index(label) for label in named]

@@ -17,7 +17,7 @@ from interp.measures.arrays import dataset, variable
 from interp.models import Policy, RewardModel, Source
 from interp.pair import CheckpointPair
 from interp.prompts import Prompts, check_same_vocabulary
-from interp.reward.courses import (
+from interp.reward.checkpoints import (
     Place,
     load_gold,
     pair_at,
@@ -28,8 +28,8 @@ from interp.reward.courses import (
     pair_steps,
     same_reward,
 )
+from interp.reward.fixed_effects import unit_ranks
 from interp.reward.responses import Reads, Reward, read_prompts, respond, response_kl, reward_words, scores
-from interp.reward.within import unit_ranks
 from interp.stats import MIN_PROMPTS, SPLIT_PROMPTS, bootstrap_mean, selection_halves
 
 CAVEAT = (
@@ -38,8 +38,11 @@ CAVEAT = (
 )
 
 _NAN = float("nan")
+
 _ENDS = ("", "_lower", "_upper")
+
 _SD = "sd of base's scores"
+
 _RESAMPLES = 2000
 
 

@@ -15,13 +15,13 @@ from interp.errors import MeasureError, PromptError
 from interp.measures.arrays import dataset, strings, variable
 from interp.models import Policy, Source
 from interp.prompts import TokenizedPrompts, check_same_vocabulary, encode
-from interp.reward.findings import READINGS, token_findings
+from interp.reward.fixed_effects import centred, permutations_within, unit_ranks
 from interp.reward.responses import Responses, response_log_probs
 from interp.reward.texts import check_texts
-from interp.reward.within import centred, permutations_within, unit_ranks
-from interp.stats import bootstrap_mean
+from interp.stats import bootstrap_mean, permutation_p
 
 Span = tuple[int, int]
+
 Valued = Sequence[tuple[int, int, float]]
 """Characters [start, end) of a text, and what is attributed to them."""
 
@@ -363,3 +363,44 @@ def _reading(
 def _mean(values: Iterable[float]) -> float:
     finite = [value for value in values if np.isfinite(value)]
     return float(np.mean(finite)) if finite else _NAN
+
+
+READINGS = {
+    "signed": "attribution and log-ratio",
+    "size": "|attribution| and |log-ratio|",
+    "size_given_surprise": "|attribution| and |log-ratio|, base's surprise held fixed",
+}
+"""What is correlated, by the beginning of its variables' names."""
+
+
+def token_findings(data: xr.Dataset) -> pd.DataFrame:
+    """The findings of a token join, one a row, with intervals and what permuted attributions give."""
+    rows = []
+    spans = int(np.isfinite(data["attribution"].values).sum())
+    for name, said in READINGS.items():
+        kinds = (
+            (f"{name}_spearman_mean", "spearman", "mean over texts"),
+            (f"{name}_pooled", "pooled", f"{spans} spans"),
+        )
+        for key, end, over in kinds:
+            drawn = data[f"null_{name}_{end}"].values
+            real = len(drawn) and np.isfinite(drawn).all()
+            ends = np.quantile(drawn, (0.025, 0.975)) if real else (_NAN, _NAN)
+            bounds = [f"{name}_spearman_{each}" for each in ("lower", "upper")] if end == "spearman" else []
+            low, high = [float(data[bound]) for bound in bounds] or (_NAN, _NAN)
+            value = float(data[key])
+            rows.append(
+                {
+                    "reading": "token join",
+                    "finding": f"Spearman of {said}: {over}",
+                    "estimate": value,
+                    "lower": low,
+                    "upper": high,
+                    "null_low": float(ends[0]),
+                    "null_high": float(ends[1]),
+                    "p": permutation_p(value, drawn),
+                    "units": "",
+                    "n": data.sizes["prompt"],
+                }
+            )
+    return pd.DataFrame(rows)

@@ -16,13 +16,11 @@ from interp.errors import MeasureError
 from interp.measures.arrays import dataset, strings, variable
 from interp.models import RewardModel
 from interp.models.source import source_name
-from interp.reward.attribution import spearman
-from interp.reward.edits import EDITS, NEUTRAL_PREFIX, Edit
-from interp.reward.features import FEATURES, Feature, measure
-from interp.reward.given import Given, given_reward
+from interp.reward.fixed_effects import spearman
 from interp.reward.shown import spurious_text
-from interp.reward.texts import read_texts
-from interp.stats import MIN_PROMPTS, bootstrap_mean
+from interp.reward.text_properties import EDITS, FEATURES, NEUTRAL_PREFIX, Edit, Feature, measure_features
+from interp.reward.texts import RewardLike, as_reward, read_texts
+from interp.stats import MIN_PROMPTS, bootstrap_mean, holm, sign_flip_p
 
 LEVEL = 0.05
 """Level of the corrected p under which a feature or edit is called held on to."""
@@ -120,7 +118,7 @@ class Spurious:
 
 
 def spurious(
-    model: Given,
+    model: RewardLike,
     texts: Sequence[str],
     *,
     features: Sequence[Feature] = FEATURES,
@@ -156,7 +154,7 @@ def spurious(
         MeasureError: there are too few texts for the features, or all have the same score.
         InterpError: a score is not finite.
     """
-    model = given_reward(model)
+    model = as_reward(model)
     read = read_texts(model, texts)
     least = max(MIN_PROMPTS, 2 * len(features) + 2)
     if len(read) < least:
@@ -165,12 +163,12 @@ def spurious(
     spread = float(score.std(ddof=1))
     if spread == 0:
         raise MeasureError("every text has the same score, so it goes with nothing; give texts that differ")
-    counted = measure(read.texts, features)
+    counted = measure_features(read.texts, features)
     fitted = _regression(counted, score / spread)
     change = _changes(model, read.texts, score, edits, batch_size) / spread
     beyond, against = _beyond(change, edits)
     paired = [bootstrap_mean(each, seed=seed) for each in beyond.T]
-    flips = [_sign_flip(each, seed) for each in beyond.T]
+    flips = [sign_flip_p(each, seed=seed) for each in beyond.T]
     alone = [spearman(each, score) for each in counted.T]
     mean, low, high = (np.array(each) for each in zip(*paired, strict=True))
     unit = "standard deviations of the score"
@@ -272,28 +270,3 @@ def _means(values: np.ndarray) -> np.ndarray:
     """Mean of each column over what is not NaN; NaN where all of it is."""
     count = np.isfinite(values).sum(0)
     return np.where(count > 0, np.nansum(values, axis=0) / np.maximum(count, 1), np.nan)
-
-
-_FLIPS = 9999
-
-
-def _sign_flip(values: np.ndarray, seed: int) -> float:
-    """The p of a mean when each value is as likely to have the other sign; NaN under `MIN_PROMPTS` values."""
-    real = values[np.isfinite(values)]
-    if len(real) < MIN_PROMPTS:
-        return float("nan")
-    rng, own, beyond = np.random.default_rng(seed), abs(real.sum()), 1
-    for start in range(0, _FLIPS, 500):
-        signs = rng.integers(0, 2, (min(500, _FLIPS - start), len(real))) * 2 - 1
-        beyond += int((np.abs(signs @ real) >= own * (1 - 1e-12)).sum())
-    return beyond / (1 + _FLIPS)
-
-
-def holm(p: np.ndarray) -> np.ndarray:
-    """Holm's (1979) correction: p of k tests, largest first multiplied by 1, the smallest by k; NaN is no test."""
-    out = np.full(len(p), np.nan)
-    real = np.flatnonzero(np.isfinite(p))
-    order = real[np.argsort(p[real], kind="stable")]
-    scaled = p[order] * np.arange(len(order), 0, -1)
-    out[order] = np.minimum(np.maximum.accumulate(scaled), 1)
-    return out
