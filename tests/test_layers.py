@@ -12,14 +12,13 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     row.split()
     for row in """
-    errors columns progress
+    errors columns progress stats
     io
     prompts pair
     sampling divergences
     families
     hooks decomposition
     models
-    stats resampling
     measures
     collect
     engine
