@@ -60,13 +60,13 @@ class CheckpointPair:
         """Read the pair in folder `path`.
 
         Args:
-            path: folder that holds pair.json.
+            path: folder that holds pair.json, or "demo" (see `pair_folder`).
             verify: also compare the SHA-256 of every file with the manifest.
 
         Raises:
             FormatError: there is no pair, it comes from a newer version, or (with `verify`) a file differs.
         """
-        folder = Path(path)
+        folder = pair_folder(path)
         if folder.with_name(folder.name + ".unfinished").is_dir() and not (folder / MANIFEST).is_file():
             raise FormatError(f"the run toward {folder} is not finished; go on with: interp train --resume {folder}")
         if not (folder / MANIFEST).is_file():
