@@ -78,7 +78,9 @@ def _translated(verb: Any, settings: dict[str, Any]) -> dict[str, Any]:
     taken: dict[str, Any] = {}
     for key, value in given.items():
         others = [key, *ALSO.get(key, ())]
-        free = [other for other in others if other in has and other not in taken and (other == key or other not in given)]
+        free = [
+            other for other in others if other in has and other not in taken and (other == key or other not in given)
+        ]
         taken[free[0] if free else key] = value
     return taken
 

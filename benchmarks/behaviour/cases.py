@@ -133,7 +133,9 @@ def demo_cases(demo: Path, folder: Path) -> Iterator[tuple[str, Case]]:
         lambda: call(reading, *of("tuned"), demo / "value_head.safetensors", plain, length_of_text, **sampled),
     )
     yield from circuit_cases("demo", of, paired, many, compare=True)
-    opinions = [f"{text}{end}" for text in texts[:7] for end in (" good!", " bad, I think.", " very boring and terrible")]
+    opinions = [
+        f"{text}{end}" for text in texts[:7] for end in (" good!", " bad, I think.", " very boring and terrible")
+    ]
     yield from reward_cases("demo", lambda: models()["reward"], opinions, "negative")
     yield from join_cases("demo", of, lambda: models()["reward"], texts[:9])
 
@@ -165,12 +167,21 @@ def patching_cases(name: str, of: Callable[..., list[Any]], few: Any, many: Any)
     yield (
         f"{name}.smallest_set",
         lambda: call(
-            "patching.smallest_set", *of("base", "tuned"), many, sites="mlp_out", target=0.9, candidates=4, most=3, draws=2
+            "patching.smallest_set",
+            *of("base", "tuned"),
+            many,
+            sites="mlp_out",
+            target=0.9,
+            candidates=4,
+            most=3,
+            draws=2,
         ),
     )
     yield (
         f"{name}.steering",
-        lambda: call("patching.steering", *of("base", "tuned"), many, site=("resid_post", 0), doses=(0.5, 1, 2), draws=3),
+        lambda: call(
+            "patching.steering", *of("base", "tuned"), many, site=("resid_post", 0), doses=(0.5, 1, 2), draws=3
+        ),
     )
 
 
@@ -253,7 +264,10 @@ def reward_cases(name: str, model: Callable[[], Any], texts: list[str], label: s
     yield f"{name}.score_range", lambda: call("reward.score_range", model(), texts)
     yield f"{name}.lens", lambda: call("reward.lens", model(), texts, labels="all")
     yield f"{name}.direct_attribution", lambda: call("reward.direct_attribution", model(), texts[:9], labels=[label])
-    yield f"{name}.direct_attribution_plain", lambda: call("reward.direct_attribution", model(), texts[:9], patching=False)
+    yield (
+        f"{name}.direct_attribution_plain",
+        lambda: call("reward.direct_attribution", model(), texts[:9], patching=False),
+    )
     yield f"{name}.spurious", lambda: call("reward.spurious", model(), texts)
     labels = [index % 3 == 0 for index in range(len(texts))]
     yield (
@@ -300,7 +314,9 @@ def stories_cases(folder: Path) -> Iterator[tuple[str, Case]]:
     def of(*names: str) -> list[Any]:
         return [models()[name] for name in names]
 
-    texts = [f"Once upon a time, there was a {thing} who was" for thing in "cat dog girl boy bird fish king tree".split()]
+    texts = [
+        f"Once upon a time, there was a {thing} who was" for thing in "cat dog girl boy bird fish king tree".split()
+    ]
     prompts = prompts_of(texts, answers=(" sad", " happy"), multi_token="first")
     paired = prompts_of(
         texts, corrupted=[text.replace("who", "not") for text in texts], answers=(" sad", " happy"), multi_token="first"
@@ -312,7 +328,10 @@ def stories_cases(folder: Path) -> Iterator[tuple[str, Case]]:
     verb = "patching.activation_patching"
     for sites in (STREAM, HEADS):
         kind = "stream" if sites is STREAM else "heads"
-        yield f"stories.patch_{kind}", functools.partial(_patched, verb, of, ("base", "tuned"), prompts, sites=list(sites))
+        yield (
+            f"stories.patch_{kind}",
+            functools.partial(_patched, verb, of, ("base", "tuned"), prompts, sites=list(sites)),
+        )
     yield "stories.ablation", lambda: _ablated(of, prompts, by="resample", sites=["attn_out", "mlp_out"])
     yield (
         "stories.attribution_patching",
@@ -353,7 +372,9 @@ def tiny_cases(folder: Path) -> Iterator[tuple[str, Case]]:
         found = pair(place())
         names = {name: getattr(found, name) for name in ("base", "tuned", "reward", "controls", "replicates")}
         names["checkpoints"] = list(found.checkpoints.items())
-        return {key: json.loads(json.dumps(value, default=str).replace(str(place()), "")) for key, value in names.items()}
+        return {
+            key: json.loads(json.dumps(value, default=str).replace(str(place()), "")) for key, value in names.items()
+        }
 
     yield "tiny.pair", manifest
     yield "tiny.compare_all", every
@@ -403,7 +424,13 @@ def t5_cases(folder: Path) -> Iterator[tuple[str, Case]]:
     yield (
         "t5.reward_patching",
         lambda: call(
-            "patching.reward_patching", *of("base", "tuned"), texts, *of("reward"), sites="mlp_out", samples=2, max_new_tokens=4
+            "patching.reward_patching",
+            *of("base", "tuned"),
+            texts,
+            *of("reward"),
+            sites="mlp_out",
+            samples=2,
+            max_new_tokens=4,
         ),
     )
 
