@@ -120,3 +120,16 @@ def rank_p(value: float, nulls: list[float]) -> float:
     if len(finite) < MIN_CONTROLS or not np.isfinite(value):
         return float("nan")
     return float((1 + (finite >= abs(value)).sum()) / (1 + len(finite)))
+
+
+def two_sided_p(value: float, null: np.ndarray) -> float:
+    """The p of a permutation test: (1 + permutations at least as far from the centre) / (1 + permutations).
+
+    The centre is the mean of all, the value among them: it is not 0 where permutations leave something in place, as
+    those within texts leave what differs between texts. NaN where the value or the null is not a number.
+    """
+    if not np.isfinite(value) or not len(null) or not np.isfinite(null).all():
+        return float("nan")
+    # A permutation that changes nothing must count, though its sum is rounded otherwise.
+    centre = (null.sum() + value) / (1 + len(null))
+    return float((1 + (np.abs(null - centre) >= abs(value - centre) * (1 - 1e-9)).sum()) / (1 + len(null)))

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from interp.engine import check_lengths
 from interp.errors import MeasureError, PromptError, TokenizerMismatch
 from interp.families import Parts
 from interp.loading import Source
+from interp.measures.engine import check_lengths
 from interp.models import Policy, RewardModel
 from interp.models.lineup import load_lineup, shared_tokens
 from interp.prompts import Batch, Prompts, TokenizedPrompts

@@ -9,7 +9,8 @@ import pandas as pd
 import xarray as xr
 
 from interp.measures.arrays import MODELS
-from interp.reward.within import centred, two_sided_p
+from interp.reward.within import centred
+from interp.stats import two_sided_p
 
 _NAN = float("nan")
 READINGS = {

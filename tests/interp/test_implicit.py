@@ -16,7 +16,8 @@ from interp.prompts import Prompts
 from interp.reward.implicit import calibrate, implicit_reward
 from interp.reward.optimised import Optimised
 from interp.reward.responses import read_prompts, respond, response_kl, response_log_probs
-from interp.reward.within import centred, fixed_effects, permutations_within, spearman_within, two_sided_p
+from interp.reward.within import centred, fixed_effects, permutations_within, spearman_within
+from interp.stats import two_sided_p
 from tests.conftest import tiny_gpt2, word_tokenizer
 from tests.interp.architectures import build
 from tests.interp.figures import drawn, words
