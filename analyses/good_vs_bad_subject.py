@@ -10,7 +10,7 @@ from typing import Any
 from interp import CheckpointPair, Policy, Prompts, RewardModel
 from interp.errors import PromptError
 from interp.io import read_json
-from interp.models.lineup import load_lineup
+from interp.models.matched import load_matched
 
 DEMO = Path(__file__).parent.parent / "interp" / "data" / "demo"
 PUBLISHED = ("lvwerra/gpt2-imdb", "curt-tigges/gpt2-negative-movie-reviews")
@@ -97,7 +97,7 @@ def subject(
             reward, settings = pair.reward, {"label": reference["label"], "output": reference["output"]}
     assert base is not None
     published = (base, tuned) == PUBLISHED
-    models = load_lineup(
+    models = load_matched(
         base, tuned, controls=runs, tokenizer="base" if published else None, options={"allow_pickle": allow_pickle}
     )
     bos = True if bos is None and published else bos

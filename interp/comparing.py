@@ -16,20 +16,20 @@ import xarray as xr
 from interp import __version__
 from interp.comparison import Comparison
 from interp.errors import PromptError, TokenizerMismatch
-from interp.loading import DeviceMap
 from interp.measures import Settings
 from interp.measures import measures as known_measures
 from interp.measures.engine import run_measures
 from interp.measures.registry import samples_needed
 from interp.models import Policy, RewardModel, Source
-from interp.models.lineup import Lineup, load_lineups, remarks
+from interp.models.matched import MatchedModels, load_matched_many, remarks
+from interp.models.offload import AllInMemory, OneInMemory
+from interp.models.pretrained import DeviceMap
+from interp.models.reward_model import Optimised
 from interp.options import Options, pair_of, scorer_of, transform_of
 from interp.progress import Progress, no_progress
 from interp.prompts import Prompts
-from interp.reward.optimised import Optimised
 from interp.sampling import Sampling
 from interp.store import FORMAT
-from interp.turns import InTurn, Together
 
 
 def compare(
@@ -166,7 +166,7 @@ def _compare_all(
     prompts = prompts if isinstance(prompts, Prompts) else Prompts(prompts)
     names = options.checked(prompts)
     transform = transform_of(options)
-    lineups = load_lineups(
+    lineups = load_matched_many(
         base,
         tuned,
         controls=_as_list(control),
@@ -211,7 +211,11 @@ def _about_pairs(cmp: Comparison, options: Options) -> Comparison:
 
 
 def _settings(
-    options: Options, names: tuple[str, ...], scorer: RewardModel | None, lineups: Mapping[str, Lineup], transform: Any
+    options: Options,
+    names: tuple[str, ...],
+    scorer: RewardModel | None,
+    lineups: Mapping[str, MatchedModels],
+    transform: Any,
 ) -> Settings:
     held = [policy.model for models in lineups.values() for policy in (models.base, *models.others)]
     in_turn = options.in_memory == "one"
@@ -223,7 +227,7 @@ def _settings(
         scorer,
         pair_of(options.reward),
         transform,
-        turns=InTurn.of([*_once(held), *([scorer.model] if scorer else [])]) if in_turn else Together(),
+        turns=OneInMemory.of([*_once(held), *([scorer.model] if scorer else [])]) if in_turn else AllInMemory(),
         progress=options.progress or no_progress,
     )
 
@@ -254,16 +258,16 @@ def _once(items: Iterable[Any]) -> list[Any]:
     return list({id(item): item for item in items}.values())
 
 
-def _with_one_base(lineups: Mapping[str, Lineup]) -> dict[Any, dict[str, Lineup]]:
+def _with_one_base(lineups: Mapping[str, MatchedModels]) -> dict[Any, dict[str, MatchedModels]]:
     """Lineups that can share what is computed of base: where tokens differ, each is by itself."""
-    groups: dict[Any, dict[str, Lineup]] = {}
+    groups: dict[Any, dict[str, MatchedModels]] = {}
     for name, models in lineups.items():
         key = id(models.base) if models.mismatch is None else name
         groups.setdefault(key, {})[name] = models
     return groups
 
 
-def _comparison(models: Lineup, measured: Mapping[int, xr.Dataset], common: Mapping[str, Any]) -> Comparison:
+def _comparison(models: MatchedModels, measured: Mapping[int, xr.Dataset], common: Mapping[str, Any]) -> Comparison:
     """One pair's datasets with what must be known of them."""
     labelled = []
     for other in models.others:
@@ -284,7 +288,7 @@ def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def _check_tokens(models: Lineup, measures: Sequence[str]) -> None:
+def _check_tokens(models: MatchedModels, measures: Sequence[str]) -> None:
     """Refuse measures of tokens where the models share none."""
     refused = [name for name in measures if known_measures()[name].needs.shared_vocabulary]
     if models.mismatch is not None and refused:
@@ -295,7 +299,7 @@ def _check_tokens(models: Lineup, measures: Sequence[str]) -> None:
         )
 
 
-def _attributes(models: Lineup, tuned: Policy, **common: Any) -> dict[str, Any]:
+def _attributes(models: MatchedModels, tuned: Policy, **common: Any) -> dict[str, Any]:
     versions = {name: metadata.version(name) for name in ("torch", "transformers", "numpy", "xarray")}
     beside = tuned is models.tuned  # the datasets of null runs and replicates stand for one model each
     return {

@@ -17,6 +17,18 @@ FORMAT = 1
 _REQUIRED = ("format", "engine", "config", "seed", "versions", "base", "tuned", "files", "final")
 
 
+SHIPPED = ("demo",)
+"""Names of the pairs that come with the package."""
+
+
+def pair_folder(pair: str | os.PathLike[str]) -> Path:
+    """The folder of a pair that comes with the package, by its bare name, or the path itself.
+
+    A bare name wins over a folder that is called so, which is "./demo" or Path("demo").
+    """
+    return Path(__file__).parent / "data" / pair if isinstance(pair, str) and pair in SHIPPED else Path(pair)
+
+
 @dataclass(frozen=True, repr=False)
 class CheckpointPair:
     """A base model, what RLHF made of it, and everything between them, in one folder.

@@ -37,8 +37,8 @@ from interp.measures.measure import Context, Measure, Needs, Section
 from interp.measures.ov import ov_circuits
 from interp.measures.token_classes import TOKEN_CLASSES, shares, token_classes
 from interp.models import Policy, Trace
+from interp.models.offload import InMemory, TracePair
 from interp.prompts import Batch, TokenizedPrompts
-from interp.turns import Pair, Turns
 
 EXAMPLES = 4
 """Prompts whose attention is kept to be looked at."""
@@ -211,7 +211,7 @@ def _changed_heads(pattern_js: xr.DataArray) -> list[tuple[int, int]]:
     return [(int(layer), int(head)) for layer, head in zip(*np.unravel_index(order, change.shape), strict=True)]
 
 
-def first_patterns(pair: Pair, prompts: int) -> Pair | None:
+def first_patterns(pair: TracePair, prompts: int) -> TracePair | None:
     """The examples' patterns of every head, out of the first batch; None where it lacks some, or they are large.
 
     Which heads are shown is known only at the end.
@@ -227,12 +227,12 @@ def first_patterns(pair: Pair, prompts: int) -> Pair | None:
 
     size = sum(pair.base[site][few].nbytes for site in attention_sites(pair.base.policy))
     enough = len(pair.base.batch.input_ids) >= few.stop
-    return Pair(0, pair.other, of(pair.base), of(pair.tuned)) if enough and size <= KEPT_BYTES else None
+    return TracePair(0, pair.other, of(pair.base), of(pair.tuned)) if enough and size <= KEPT_BYTES else None
 
 
 def _trace_examples(
-    base: Policy, other: Policy, tokens: TokenizedPrompts, heads: Sequence[tuple[int, int]], turns: Turns
-) -> Pair:
+    base: Policy, other: Policy, tokens: TokenizedPrompts, heads: Sequence[tuple[int, int]], turns: InMemory
+) -> TracePair:
     """Trace the examples by themselves, for the heads that are shown."""
     batch: Batch = next(replace(tokens, response_ids=None, answer_ids=None).batches(EXAMPLES))
     layers = {layer for layer, _ in heads}

@@ -14,8 +14,8 @@ from interp.errors import MeasureError, PromptError, TokenizerMismatch
 from interp.measures.arrays import TokenTexts, as_variable, strings
 from interp.measures.measure import RECORDS, REMARKS, Context, Measure, Settings
 from interp.measures.registry import measures
-from interp.memory import give_back_free_memory
 from interp.models import Policy
+from interp.models.offload import give_back_free_memory
 from interp.prompts import Prompts, TokenizedPrompts
 
 SINGLE = frozenset({"head", "pos", "rank", "site"})

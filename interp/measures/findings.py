@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from interp.stats import bootstrap_mean, null_range, rank_p, selection_halves, two_sided_p
+from interp.stats import bootstrap_mean, null_range, permutation_p, rank_p, selection_halves
 
 COLUMNS = (
     "reading",
@@ -187,7 +187,7 @@ class Table:
             groups=len(np.unique(self.groups)),
             permuted_low=float(low),
             permuted_high=float(high),
-            permutation_p=two_sided_p(estimate, drawn),
+            permutation_p=permutation_p(estimate, drawn),
         )
 
     def given(self, record: Mapping[Any, Any]) -> Row:

@@ -25,8 +25,8 @@ from interp.measures.findings import (
 )
 from interp.measures.measure import Context, Measure, Needs, Section
 from interp.models import Policy, Trace
+from interp.models.offload import AllInMemory, InMemory
 from interp.prompts import TokenizedPrompts, make_batch
-from interp.turns import Together, Turns
 
 
 def target_ids(base: Trace, tuned: Trace) -> Int[Tensor, "prompt 2"]:
@@ -92,7 +92,7 @@ def response_logprobs(trace: Trace) -> Float[Tensor, " batch"]:
 
 
 def answers(
-    base: Policy, tuned: Policy, tokens: TokenizedPrompts, *, batch_size: int = 16, turns: Turns | None = None
+    base: Policy, tuned: Policy, tokens: TokenizedPrompts, *, batch_size: int = 16, turns: InMemory | None = None
 ) -> xr.Dataset:
     """Log-probability of both answers, summed over their tokens, and its difference.
 
@@ -124,7 +124,7 @@ def answers(
             )
         )
     for policy, found in zip((base, tuned), sums, strict=True):
-        (turns or Together()).only(policy)
+        (turns or AllInMemory()).only(policy)
         for batch in batches:
             found.append(response_logprobs(policy.trace(batch)).cpu().unflatten(0, (2, -1)).T)
     total = stack_models(*(torch.cat(found) for found in sums))

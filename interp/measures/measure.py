@@ -23,11 +23,11 @@ import xarray as xr
 from interp.hooks import Site
 from interp.measures.findings import Row, Table
 from interp.models import Policy, RewardModel, Trace
+from interp.models.offload import AllInMemory, InMemory, TracePair
 from interp.pair import CheckpointPair
 from interp.progress import Progress, no_progress
 from interp.prompts import Prompts, TokenizedPrompts
 from interp.sampling import Sampling
-from interp.turns import Pair, Together, Turns
 
 REMARKS = "remarks"
 """Attribute of a measure's Dataset with what a reader must know of it, a line each."""
@@ -119,7 +119,7 @@ class Settings:
     reward: RewardModel | None = None
     pair: CheckpointPair | None = None
     optimised: Callable[..., Any] | None = None
-    turns: Turns = field(default_factory=Together)
+    turns: InMemory = field(default_factory=AllInMemory)
     progress: Progress = no_progress
     own_tokens: bool = False
 
@@ -198,7 +198,7 @@ class Measure:
     arrays: tuple[str, ...] = ()
     per_batch: Callable[[Trace, Trace], xr.Dataset] | None = None
     finish: Callable[[xr.Dataset], xr.Dataset] | None = None
-    first_batch: Callable[[Pair, int], Any] | None = None
+    first_batch: Callable[[TracePair, int], Any] | None = None
     whole: Callable[[Context], xr.Dataset] | None = None
     findings: Callable[[Table], Iterable[Row]] = no_findings
     sections: tuple[Section, ...] = ()

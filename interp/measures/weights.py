@@ -12,9 +12,8 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from interp.adapters import effective
 from interp.errors import MeasureError
-from interp.families import Parts
+from interp.families import Parts, effective
 from interp.measures.arrays import (
     Variable,
     dataset,

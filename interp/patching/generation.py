@@ -13,10 +13,10 @@ from torch import Tensor
 from interp.errors import MeasureError
 from interp.families import Parts
 from interp.hooks import patch
-from interp.loading import Source
 from interp.measures.arrays import as_variable, strings
 from interp.metrics import at_columns
 from interp.models import Policy, RewardModel
+from interp.models.source import Source
 from interp.patching.activation import Progress
 from interp.patching.decoding import InStep, can_be_cached
 from interp.patching.opening import Runs, open_runs

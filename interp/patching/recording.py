@@ -14,7 +14,7 @@ from interp.hooks import Site, capture
 from interp.hooks.attention import listens
 from interp.hooks.shapes import first
 from interp.metrics import at_columns
-from interp.models.running import as_found, forward_inputs
+from interp.models.running import forward_inputs, inference
 from interp.prompts import Batch
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -92,6 +92,6 @@ def run_to_the_last_residual(
     final = Site("resid_post", parts.n_layers - 1)
     eager = any(site.name == "pattern" for site in sites)
     model = parts.model if parts.family.encoder is not None else parts.backbone
-    with as_found(parts.model, eager=eager), capture(parts, {*sites, final}) as store:
+    with inference(parts.model, eager=eager), capture(parts, {*sites, final}) as store:
         model(**forward_inputs(parts, batch))
     return store[final], {site: store[site] for site in sites}

@@ -12,10 +12,10 @@ import xarray as xr
 from interp.measures.findings import Row, Table
 from interp.measures.measure import RECORDS, REMARKS, Context, Measure, Needs, Section
 from interp.models import RewardModel
+from interp.models.reward_model import Optimised
 from interp.reward.flat import flattened, records
 from interp.reward.joining import DRAWS, implicit_arrays, token_arrays
 from interp.reward.optimisation import over_optimisation
-from interp.reward.optimised import Optimised
 from interp.reward.over_training import over_optimisation_of, probe_arrays, probes_of
 
 _SAMPLED = frozenset({"completion", "score", "text", "token", "token_log_ratio"})
