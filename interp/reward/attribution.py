@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -16,11 +14,11 @@ from interp.errors import MeasureError
 from interp.measures.arrays import as_variable, dataset, strings, variable
 from interp.models import RewardModel
 from interp.models.source import source_name
+from interp.result import Result
 from interp.reward.fixed_effects import rank_correlations
 from interp.reward.forward import BASELINE_WORDS, at_rest, baseline_vector, gradient_x_input, leave_one_out
 from interp.reward.integrated_gradients import FIRST_POINTS, MAX_POINTS, Integrated, integrate
 from interp.reward.quadrature import SIZES
-from interp.reward.shown import attribution_text
 from interp.reward.texts import (
     RewardLike,
     Span,
@@ -49,8 +47,8 @@ METHOD_WORDS = {
 """What a person calls the methods of `attribute`."""
 
 
-@dataclass(frozen=True)
-class Attribution:
+@dataclass(frozen=True, eq=False, repr=False)
+class Attribution(Result):
     """Attributions of a reward model's score to the tokens of texts.
 
     Attributes:
@@ -61,10 +59,8 @@ class Attribution:
             are in its attributes.
     """
 
-    dataset: xr.Dataset
-
-    def __getitem__(self, name: str) -> xr.DataArray:
-        return self.dataset[name]
+    kind: ClassVar[str] = "reward_attribution"
+    title: ClassVar[str] = "Reward attribution"
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -131,19 +127,20 @@ class Attribution:
         return np.array([total[end] - total[start] for start, end in spans])
 
     def summary(self) -> pd.DataFrame:
-        """One row a text and label: score, baseline's score, error, points, and the word of the largest attribution.
+        """One row a text and label: the word of the largest attribution, score, baseline's score, error and points.
 
         `attrs["patching"]` of the frame says how far the attribution agrees with patching, a sentence a label.
         """
-        table = self._rows(range(self.dataset.sizes["prompt"]))
+        table = pd.DataFrame(list(self._rows()))
         table.attrs["patching"] = self.beside_patching()
         return table
 
     def patching(self) -> pd.DataFrame:
         """How far the attribution agrees with patching, a row a label, without any where it was not measured.
 
-        Columns: `label`, `n` (texts), `rank_correlation` (mean over them), `lower`, `upper` (95 %, from 8 texts on),
-        `tells`: whether it is 0.2 or more and the interval, where there is one, is above 0.
+        Columns: `label`, `n` (texts), `rank_correlation` (mean over them), `rank_correlation_low`,
+        `rank_correlation_high` (95 %, from 8 texts on), `tells`: whether it is 0.2 or more and the interval, where
+        there is one, is above 0.
         """
         return patching_table(self.dataset)
 
@@ -151,38 +148,44 @@ class Attribution:
         """The same in words, a line a label."""
         return [agreement(self.labels, row) for row in self.patching().itertuples()] or [UNMEASURED]
 
-    def _rows(self, prompts: Iterable[int]) -> pd.DataFrame:
-        data, rows = self.dataset, []
-        for prompt in prompts:
+    def headline(self) -> str:
+        """The model, the method, how many texts and labels, and how many missed the tolerance."""
+        data, attrs = self.dataset, self.dataset.attrs
+        origin = "" if attrs["baseline"] == "none" else f" from {attrs['baseline_words']}"
+        counted = about_texts(data.sizes["prompt"], self.labels)
+        line = f"{attrs['model']}, {METHOD_WORDS[attrs['method']]}{origin}: {counted}, {attrs['units']}."
+        if not self.unconverged:
+            return line
+        missed, total = len(self.unconverged), data["converged"].size
+        return f"{line} {missed} of {total} above the tolerance of {100 * attrs['tolerance']:g} %: .unconverged"
+
+    def notes(self) -> list[str]:
+        """How far the attribution agrees with patching, and in which texts that was measured."""
+        data, attrs = self.dataset, self.dataset.attrs
+        notes = []
+        patched = attrs.get("patched_texts", data.sizes["prompt"])
+        if "patching_rank_correlation" in data and patched < data.sizes["prompt"]:
+            notes.append(f"{patched} texts were patched (patched_texts=); the others have no patching_rank_correlation")
+        if attrs["method"] == "leave_one_out":
+            return notes
+        return [*agreement_in_short(self.patching(), self.beside_patching()), *notes]
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        data = self.dataset
+        for prompt in range(data.sizes["prompt"]):
             table = self.words(prompt)
             for label in self.labels:
                 cell = data.sel(label=label).isel(prompt=prompt)
                 values = table[label].to_numpy()
                 top = int(np.argmax(np.abs(values))) if np.isfinite(values).all() else 0
-                rows.append(
-                    {
-                        "prompt": prompt, "text": self.text(prompt), "label": label,
-                        **{name: float(cell[name]) for name in ("score", "baseline_score", "completeness_error")},
-                        "points": int(cell["points"]), "converged": bool(cell["converged"]),
-                        "patching_rank_correlation": float(cell["patching_rank_correlation"])
-                        if "patching_rank_correlation" in data else np.nan,
-                        "top_word": table["word"][top], "top_attribution": float(values[top]),
-                    }
-                )  # fmt: skip
-        return pd.DataFrame(rows)
-
-    def __repr__(self) -> str:
-        return attribution_text(self)
-
-    def report(self, path: str | os.PathLike[str]) -> Path:
-        """Write the texts, coloured by their attributions, as one HTML page.
-
-        Raises:
-            InterpError: the file cannot be written, or its name does not end in .html.
-        """
-        from interp.reward.page import write_attribution
-
-        return write_attribution(self, path)
+                yield {
+                    "prompt": prompt, "text": self.text(prompt), "label": label, "score": float(cell["score"]),
+                    "top_word": table["word"][top], "top_attribution": float(values[top]),
+                    **{name: float(cell[name]) for name in ("baseline_score", "completeness_error")},
+                    "points": int(cell["points"]), "converged": bool(cell["converged"]),
+                    "patching_rank_correlation": float(cell["patching_rank_correlation"])
+                    if "patching_rank_correlation" in data else np.nan,
+                }  # fmt: skip
 
     def _column(self, label: str | None) -> str:
         if label is None and len(self.labels) == 1:
@@ -429,7 +432,9 @@ def patching_table(data: xr.Dataset) -> pd.DataFrame:
         mean, low, high = bootstrap_mean(values)
         tells = mean >= LEAST_AGREEMENT and not low <= 0
         rows.append((str(label), int(np.isfinite(values).sum()), mean, low, high, tells))
-    return pd.DataFrame(rows, columns=["label", "n", "rank_correlation", "lower", "upper", "tells"])
+    return pd.DataFrame(
+        rows, columns=["label", "n", "rank_correlation", "rank_correlation_low", "rank_correlation_high", "tells"]
+    )
 
 
 def rank_correlation(first: Attribution, second: Attribution) -> xr.DataArray:
@@ -469,9 +474,32 @@ def agreement(labels: Sequence[str], row: Any, what: str = "token") -> str:
     name = f"{row.label}: " if len(labels) > 1 else ""
     if row.n == 0:
         return f"{name}rank correlation with patching: not defined, no text has three {what}s and more than one value"
-    interval = f"[{row.lower:.2f}, {row.upper:.2f}]" if np.isfinite(row.lower) else "[no interval under 8 texts]"
+    low, high = row.rank_correlation_low, row.rank_correlation_high
+    interval = f"[{low:.2f}, {high:.2f}]" if np.isfinite(low) else "[no interval under 8 texts]"
     over = f"{row.n} text{'' if row.n == 1 else 's'}"
     sentence = f"{name}rank correlation with patching over {over}: {row.rank_correlation:.2f} {interval}"
     if row.tells:
         return sentence
     return f"{sentence}; the attribution does not tell here what the model would do without a {what}"
+
+
+def agreement_in_short(patching: pd.DataFrame, sentences: list[str]) -> list[str]:
+    """How far an attribution agrees with patching, in one sentence for all labels.
+
+    Args:
+        patching: a row a label.
+        sentences: of the labels.
+    """
+    ranks = patching["rank_correlation"]
+    if len(patching) < 2 or ranks.isna().any():
+        return sentences[:1]
+    return [
+        f"rank correlation with patching: {ranks.min():.2f} to {ranks.max():.2f} over {len(ranks)} labels; for"
+        f" {int((~patching['tells']).sum())} of them the attribution does not tell what patching does: .patching()"
+    ]
+
+
+def about_texts(count: int, labels: Sequence[str]) -> str:
+    """How many texts and labels there are, in words; a single label by its name."""
+    texts = f"{count} text{'' if count == 1 else 's'}"
+    return f"{texts}, {f'label {labels[0]}' if len(labels) == 1 else f'{len(labels)} labels'}"

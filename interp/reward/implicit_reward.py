@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
-from interp.columns import frame_text
 from interp.errors import MeasureError
 from interp.measures.arrays import MODELS, TokenTexts, dataset, strings, variable
 from interp.metrics import check_whole
 from interp.models import Policy, Source
 from interp.models.optimised import Optimised
 from interp.prompts import Prompts, TokenizedPrompts, check_same_vocabulary
+from interp.result import Result, number
 from interp.reward.fixed_effects import Slopes, centred, fixed_effects, permutations_within, spearman_within, unit_ranks
 from interp.reward.responses import (
     Reads,
@@ -41,8 +41,8 @@ CAUTION = (
 )
 
 
-@dataclass(frozen=True, repr=False)
-class ImplicitReward:
+@dataclass(frozen=True, eq=False, repr=False)
+class ImplicitReward(Result):
     """The policy's shift beside the reward, sample by sample (see `implicit_reward`).
 
     Attributes:
@@ -52,7 +52,8 @@ class ImplicitReward:
             `effective_beta`, and the nulls by permutation.
     """
 
-    dataset: xr.Dataset
+    kind: ClassVar[str] = "implicit_reward"
+    title: ClassVar[str] = "Implicit reward"
 
     def summary(self) -> pd.DataFrame:
         """The findings, one a row, with their intervals and what permuted rewards give."""
@@ -71,15 +72,24 @@ class ImplicitReward:
         """
         return least_explained(self.dataset, count)
 
-    def __repr__(self) -> str:
+    def headline(self) -> str:
+        """How many samples, and the slope."""
         data = self.dataset
-        draws = data.sizes["draw"] * data.sizes["source"]
-        about = (
-            f"implicit reward: {data.sizes['prompt']} prompts, {draws} samples each; null: {data.attrs['permutations']}"
-            " permutations of the rewards within prompts"
+        samples = data.sizes["draw"] * data.sizes["source"]
+        slope, units = float(data["slope"]), data["slope"].attrs["units"]
+        return (
+            f"{data.sizes['prompt']} prompts, {samples} samples each: the log-ratio grows by {number(slope)} {units},"
+            " within prompts."
         )
-        then = ".texts() has the samples that reward explains least; interp.plot.join.implicit_reward(it) draws the fit"
-        return "\n".join([about, frame_text(self.summary().drop(columns=["reading", "n"])), CAUTION, then])
+
+    def notes(self) -> list[str]:
+        """What the null is, and which slope to quote."""
+        permutations = self.dataset.attrs["permutations"]
+        return [
+            f"null: {permutations} permutations of the rewards within prompts",
+            CAUTION,
+            ".texts(): the samples that reward explains least",
+        ]
 
 
 def implicit_reward(
@@ -342,11 +352,10 @@ def _finding(
     drawn = data[null].values if null else np.empty(0)
     ends = np.quantile(drawn, (0.025, 0.975)) if len(drawn) and np.isfinite(drawn).all() else (_NAN, _NAN)
     return {
-        "reading": "implicit reward",
         "finding": finding,
         "estimate": value,
-        "lower": low,
-        "upper": high,
+        "estimate_low": low,
+        "estimate_high": high,
         "null_low": float(ends[0]),
         "null_high": float(ends[1]),
         "p": permutation_p(value, drawn),
@@ -377,7 +386,7 @@ def implicit_findings(data: xr.Dataset) -> pd.DataFrame:
         _finding(data, "log-ratio per unit of reward, length left out", "slope_without_length", "nats per reward"),
     ]
     share = float(data["explained"])
-    blank = {"lower": _NAN, "upper": _NAN, "null_low": _NAN, "null_high": _NAN, "p": _NAN}
+    blank = {"estimate_low": _NAN, "estimate_high": _NAN, "null_low": _NAN, "null_high": _NAN, "p": _NAN}
     finding = "variance of the log-ratio within prompts that reward and length explain"
     rows.append({**rows[0], **blank, "finding": finding, "estimate": share, "units": "share"})
     return pd.DataFrame(rows)

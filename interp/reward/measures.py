@@ -112,13 +112,15 @@ def _token_findings(table: Table) -> Iterator[Row]:
         )
 
 
-def _own_words(name: str, of: Callable[[xr.Dataset], Any]) -> Callable[[Table], Iterator[Row]]:
+def _own_words(name: str, reading: str, of: Callable[[xr.Dataset], Any]) -> Callable[[Table], Iterator[Row]]:
     """Findings that a join's own summary has already."""
 
     def findings(table: Table) -> Iterator[Row]:
         if name in records(table.data):
-            found = of(table.data).summary().to_dict("records")
-            yield from (table.given(record) for record in found if np.isfinite(record["estimate"]))
+            for record in of(table.data).summary().to_dict("records"):
+                if np.isfinite(record["estimate"]):
+                    ends = {"lower": record["estimate_low"], "upper": record["estimate_high"]}
+                    yield table.given({**record, **ends, "reading": reading})
 
     return findings
 
@@ -215,7 +217,7 @@ OVER_OPTIMISATION = Measure(
     needs=Needs(reward=True, checkpoints=True, samples=1, measures=("completions",)),
     arrays=("over_kl",),
     whole=_over_optimisation,
-    findings=_own_words("over_optimisation", over_optimisation_of),
+    findings=_own_words("over_optimisation", "over-optimisation", over_optimisation_of),
     sections=(
         Section(
             "over_optimisation",
@@ -247,7 +249,7 @@ PROBES = Measure(
     needs=Needs(reward=True, checkpoints=True, samples=1, measures=("completions",)),
     arrays=("probes_best_layer",),
     whole=_probes,
-    findings=_own_words("probes", probes_of),
+    findings=_own_words("probes", "probes", probes_of),
     sections=(
         Section(
             "probes",

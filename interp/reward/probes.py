@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 from jaxtyping import Float
 
-from interp.columns import frame_text
 from interp.errors import MeasureError, MissingExtra, PromptError
 from interp.measures.arrays import dataset, variable
 from interp.pair import CheckpointPair
+from interp.result import Result
 from interp.reward.checkpoints import Place, Training, load_model, trainings_of
 from interp.reward.texts import Pooling, activations, check_texts
 from interp.stats import bootstrap_mean, null_range, rank_p, selection_halves
@@ -29,8 +30,8 @@ _NAN = float("nan")
 _ENDS = ("", "_lower", "_upper")
 
 
-@dataclass(frozen=True, repr=False)
-class Probes:
+@dataclass(frozen=True, eq=False, repr=False)
+class Probes(Result):
     """What linear probes read at each layer of each checkpoint (see `probes`).
 
     Attributes:
@@ -39,22 +40,25 @@ class Probes:
             `step` counts checkpoints from 0; NaN where a model has fewer checkpoints or layers than another.
     """
 
-    dataset: xr.Dataset
+    kind: ClassVar[str] = "probes"
+    title: ClassVar[str] = "Probes"
 
     def summary(self) -> pd.DataFrame:
         """The findings, one a row; what they can and cannot say is in `attrs["caveat"]` of the frame."""
         return _summary(self.dataset)
 
-    def __repr__(self) -> str:
-        data = self.dataset
-        about = (
-            f"probes: {data.attrs['texts']} texts, {data.attrs['folds']} folds; null: the best layer's probe on"
-            f" {data.attrs['permutations']} shuffles of the labels"
+    def headline(self) -> str:
+        """How many texts and folds, and what the null is."""
+        attrs = self.dataset.attrs
+        return (
+            f"{attrs['texts']} texts, {attrs['folds']} folds; null: the best layer's probe on {attrs['permutations']}"
+            " shuffles of the labels."
         )
-        frame = self.summary().drop(columns=["reading", "n"])
-        then = ".dataset has every layer and checkpoint; interp.plot.join.probes(it) draws them"
-        notes = [each for each in str(data.attrs.get("notes", "")).split("\n") if each]
-        return "\n".join([about, frame_text(frame), *notes, data.attrs["caveat"], then])
+
+    def notes(self) -> list[str]:
+        """What was not there to be read, and what a probe cannot say."""
+        attrs = self.dataset.attrs
+        return [*(line for line in str(attrs.get("notes", "")).split("\n") if line), attrs["caveat"]]
 
 
 def probes(
@@ -365,7 +369,9 @@ def _summary(data: xr.Dataset) -> pd.DataFrame:
         first = int(own["trained"].values[0])
 
         def bounds(key: str, of: xr.Dataset) -> dict[str, float]:
-            return dict(zip(("estimate", "lower", "upper"), (float(of[f"{key}{e}"]) for e in _ENDS), strict=True))
+            return dict(
+                zip(("estimate", "estimate_low", "estimate_high"), (float(of[f"{key}{e}"]) for e in _ENDS), strict=True)
+            )
 
         none = {"null_low": _NAN, "null_high": _NAN, "p": _NAN}
         rows += [
@@ -385,6 +391,6 @@ def _summary(data: xr.Dataset) -> pd.DataFrame:
                 "units": "share",
             },
         ]
-    frame = pd.DataFrame([{"reading": "probes", **row, "n": int(data.attrs["texts"])} for row in rows])
+    frame = pd.DataFrame([{**row, "n": int(data.attrs["texts"])} for row in rows])
     frame.attrs["caveat"] = CAVEAT
     return frame

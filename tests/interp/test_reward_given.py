@@ -101,24 +101,21 @@ def test_a_direct_attribution_prints_its_largest_components_and_patching():
     assert table["attribution"][0] == pytest.approx(float(first.mean()))
     assert table.attrs["patching"] == found.beside_patching()
     assert found.patching()["rank_correlation"][0] == pytest.approx(float(found["patching_rank_correlation"].mean()))
-    assert "bias is" not in said and "biases are in .summary()" in repr(
-        reward.direct_attribution(model, TEXTS, labels="all", patching=False)
-    )
     assert "not measured (patching=True" in repr(reward.direct_attribution(model, TEXTS, patching=False))
 
 
 def test_a_lens_says_what_its_dashes_and_its_shares_mean():
     one = repr(reward.lens(planted(), ["the film!", "the film!! was good!", "the film"], threshold=0.5))
-    assert '"-": no rank correlation, the score read there is the same for every text' in one and "every" in one
+    assert "no rank correlation: the score read there is the same for every text" in one.replace("\n  ", " ")
     assert "to be decided" not in one
-    high = repr(reward.lens(planted(), TEXTS[:2], threshold=9.0))
+    high = " ".join(reward.lens(planted(), TEXTS[:2], threshold=9.0).notes())
     assert "fewer than three texts" in high and "every text ends below the threshold: to be decided" in high
-    all_labels = repr(reward.lens(random_model(), TEXTS, labels="all", threshold=-99.0))
+    all_labels = " ".join(reward.lens(random_model(), TEXTS, labels="all", threshold=-99.0).notes())
     assert "for 3 of 3 labels every text ends on one side of the threshold" in all_labels
 
 
 def test_an_attribution_says_which_texts_were_not_patched():
     texts = [f"the film was {word}" for word in ("good", "bad", "great", "terrible", "not")]
-    note = '"-" under patching: not among the 2 texts that were patched (patched_texts=)'
-    assert note in repr(reward.attribute(random_model(), texts, patched_texts=2))
-    assert "under patching" not in repr(reward.attribute(random_model(), texts))
+    note = "2 texts were patched (patched_texts=); the others have no patching_rank_correlation"
+    assert note in reward.attribute(random_model(), texts, patched_texts=2).notes()
+    assert note not in reward.attribute(random_model(), texts).notes()
