@@ -10,7 +10,7 @@ import pandas as pd
 import scipy.stats
 import xarray as xr
 
-from interp.stats import bootstrap_mean
+from interp.stats import interval
 
 ENOUGH = 0.01
 """Nats by which a plant must change behaviour to count."""
@@ -96,7 +96,7 @@ class PlantedBenchmark:
         """`mean`, `low` and `high` [method, ratio]: mean over plants with its 95 % bootstrap interval."""
         values = self.dataset[name].transpose("plant", "method", "ratio")
         cells = values.values.reshape(values.sizes["plant"], -1)
-        found = np.array([bootstrap_mean(column) for column in cells.T]).T.reshape(3, *values.shape[1:])
+        found = np.array(interval(cells)).reshape(3, *values.shape[1:])
         rows = {key: (("method", "ratio"), each) for key, each in zip(("mean", "low", "high"), found, strict=True)}
         coords = {"method": values["method"].values, "ratio": values["ratio"].values}
         return xr.Dataset(rows, coords=coords, attrs={"plants": values.sizes["plant"], "of": name})

@@ -24,7 +24,7 @@ from interp.io import atomic_file, write_text
 from interp.plot.style import COLUMN, PAGE, number, span
 from interp.report.svg import Drawing, glyph_sheet, style_sheet, to_svg
 from interp.result.pages import resource, template
-from interp.reward.holding import holm
+from interp.stats import holm
 
 Draw = Callable[..., Figure]
 SURE = 0.3

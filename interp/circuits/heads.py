@@ -19,12 +19,11 @@ from interp.errors import MeasureError
 from interp.hooks import Site, patch
 from interp.measures.arrays import MODELS, TokenTexts, strings, variable
 from interp.measures.spans import mean_over, prompt_columns
-from interp.metrics import Metric
+from interp.metrics import Metric, check_whole
 from interp.models import Policy
 from interp.models.running import run
 from interp.models.source import Source
 from interp.patching import Runs, open_runs, patch_runs
-from interp.patching.checks import check_whole
 from interp.prompts import Batch, Prompts, make_batch
 
 PARTS = ("q", "k", "v", "z", "result")

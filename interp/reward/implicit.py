@@ -13,9 +13,9 @@ import xarray as xr
 from interp.columns import frame_text
 from interp.errors import MeasureError
 from interp.measures.arrays import MODELS, TokenTexts, dataset, strings, variable
+from interp.metrics import check_whole
 from interp.models import Policy, Source
 from interp.models.optimised import Optimised
-from interp.patching.checks import check_whole
 from interp.prompts import Prompts, TokenizedPrompts, check_same_vocabulary
 from interp.reward.findings import implicit_findings, least_explained
 from interp.reward.responses import (

@@ -41,7 +41,7 @@ def test_gradients_are_the_slopes(name):
         None if batch.encoder_ids is None else batch.encoder_ids[:1],
         None if batch.encoder_mask is None else batch.encoder_mask[:1],
     )  # fmt: skip
-    how = reading("logit_diff", batch, 0, None)
+    how = reading("logit_diff", batch, range(len(batch.input_ids)))
     sites = [site for site in sites_of(parts) if site.name in NAMES]
     sites = [site for site in sites if not (site.name == "pattern" and parts.family.name == "bloom")]
     own, gradients, _ = gradient_at(parts, batch, how, sites, {})

@@ -194,3 +194,14 @@ def test_a_table_merges_ends_drops_what_is_empty_and_says_what_it_leaves_out() -
     words = pd.DataFrame({"text": ["many words that go on and on and on"], "n": [1]})
     cut, folded = (frame_text(words, width=30, fold=fold) for fold in (False, True))
     assert "…" in cut and "…" not in folded and "on and on" in folded
+
+
+def test_any_result_has_a_page_that_needs_nothing_else_and_is_the_same_twice(tmp_path: Path, drawn: None) -> None:
+    result = rows(3, base=json.dumps(A)).add(rows(2))
+    page = result.report(tmp_path / "x.html").read_text()
+    assert page == result.report(tmp_path / "y.html").read_text()
+    assert "Forty rows of a test &lt;b&gt;." in page and page.count("<svg") >= 5
+    assert "http://" not in page.replace("http://www.w3.org", "") and "https://" not in page
+    assert 'id="result-0"' in page and "model.safetensors" in page
+    with pytest.raises(InterpError, match="ends in .html"):
+        result.report(tmp_path / "x.txt")
