@@ -15,20 +15,9 @@ MANIFEST = "pair.json"
 FORMAT = 1
 
 _REQUIRED = ("format", "engine", "config", "seed", "versions", "base", "tuned", "files", "final")
+_SHIPPED = Path(__file__).parent / "data"
 
 InMemory = Literal["all", "one"]
-
-
-SHIPPED = ("demo",)
-"""Names of the pairs that come with the package."""
-
-
-def pair_folder(pair: str | os.PathLike[str]) -> Path:
-    """The folder of a pair that comes with the package, by its bare name, or the path itself.
-
-    A bare name wins over a folder that is called so, which is "./demo" or Path("demo").
-    """
-    return Path(__file__).parent / "data" / pair if isinstance(pair, str) and pair in SHIPPED else Path(pair)
 
 
 @dataclass(frozen=True, repr=False)
@@ -194,6 +183,22 @@ class CheckpointPair:
             return f"{reference['id']}@{revision}" if revision else str(reference["id"])
         where = self.folder / MANIFEST
         raise FormatError(f"{where}: a reference needs one of path, folder or id, not {dict(reference)}")
+
+
+def shipped_pair(name: object) -> Path | None:
+    """The folder of a pair that comes with the package, by its bare name; None where there is none of that name."""
+    if not isinstance(name, str) or not name.isidentifier() or len(name) > 60:
+        return None
+    folder = _SHIPPED / name
+    return folder if (folder / MANIFEST).is_file() else None
+
+
+def pair_folder(pair: str | os.PathLike[str]) -> Path:
+    """The folder of a pair that comes with the package, by its bare name, or the path itself.
+
+    A bare name wins over a folder that is called so, which is "./demo" or Path("demo").
+    """
+    return shipped_pair(pair) or Path(pair)
 
 
 def pair_at(place: object) -> CheckpointPair | None:
