@@ -187,7 +187,7 @@ class CheckpointPair:
 
 def shipped_pair(name: object) -> Path | None:
     """The folder of a pair that comes with the package, by its bare name; None where there is none of that name."""
-    if not isinstance(name, str) or not name.isidentifier():
+    if not isinstance(name, str) or not name.isidentifier() or len(name) > 60:
         return None
     folder = _SHIPPED / name
     return folder if (folder / MANIFEST).is_file() else None
@@ -211,7 +211,7 @@ def pair_at(place: object) -> CheckpointPair | None:
         return place
     if not isinstance(place, (str, os.PathLike)):
         return None
-    folder = shipped_pair(place) or Path(place)
+    folder = pair_folder(place)
     begun = _begun(folder) and not folder.is_dir()
     return CheckpointPair.load(folder) if begun or (folder / MANIFEST).is_file() else None
 
