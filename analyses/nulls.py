@@ -134,7 +134,7 @@ def _patched(base: Policy, run: Policy, prompts: Prompts) -> dict[str, np.ndarra
     """Effects of patching the run's heads and MLPs into base, [prompt, site]."""
     runs = runs_of(base, run, prompts)
     return {
-        f"patching of {site}": patch_runs(runs, sites=site, metric="logit_diff", random_sets=0)["effect"].values
+        f"patching of {site}": patch_runs(runs, sites=site, metric="logit_diff", draws=0)["effect"].values
         for site in ("result", "mlp_out")
     }
 

@@ -128,7 +128,7 @@ def head_changes(
         for (layer, head), group in zip(chosen, groups, strict=True)
         for part in PARTS
     ]
-    patched = patch_runs(runs, sites=sites, metric=metric, batch_size=batch_size, random_sets=0, seed=seed)
+    patched = patch_runs(runs, sites=sites, metric=metric, batch_size=batch_size, draws=0, seed=seed)
     shape = len(chosen), len(PARTS)
     names, shares = _attended(runs, chosen, batch_size)
     variables = {
