@@ -19,7 +19,7 @@ from interp.circuits.selection import By, Circuit, check_sizes, random_circuits,
 from interp.errors import MeasureError, renamed
 from interp.measures.arrays import dataset, strings, variable
 from interp.metrics import Metric, metric_label, metric_units, resolve_metric
-from interp.models import Policy, Source
+from interp.models import Policy, Source, as_policy
 from interp.progress import Progress, no_progress
 from interp.prompts import Prompts
 from interp.result import Result
@@ -82,7 +82,7 @@ class CircuitValues(Result):
         """The metric of both runs, and how many circuits there are."""
         clean, corrupted, count = self.clean.mean(), self.corrupted.mean(), self.circuits.shape[1]
         return (
-            f"{self.dataset.attrs['metric']} under {count} circuit{'' if count == 1 else 's'}, mean of {len(self.clean)}"
+            f"{self.dataset.attrs['metric']} under {count} circuit{'s' * (count != 1)}, mean of {len(self.clean)}"
             f" prompts: {clean:.3g} in the whole model, {corrupted:.3g} in the corrupted run"
         )
 
@@ -131,7 +131,7 @@ def circuit_values(
     Raises:
         MeasureError: a circuit is of another model's shape.
     """
-    policy, tell = Policy.load(model), progress or no_progress
+    policy, tell = as_policy(model), progress or no_progress
     parts, graph, judged_by = policy.parts, Graph.of(policy.parts), resolve_metric(metric, pairs, names=METRICS)
     for circuit in circuits:
         if not graph.same_as(circuit.graph):

@@ -28,7 +28,7 @@ METRICS = ("logit_diff", "kl")
 
 LOADING = dict.fromkeys(
     ("dtype", "device", "device_map", "tokenizer", "trust_remote_code", "revision", "check"),
-    "load the model first, as interp.Policy.load(...) has it, and pass the Policy",
+    "load the model first, model = interp.load(...), and pass that",
 )
 """What says where the options of loading, which these functions once took, have gone (see `renamed`)."""
 

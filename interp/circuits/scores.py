@@ -32,7 +32,7 @@ from interp.families import Parts
 from interp.hooks import Site, capture, patch
 from interp.measures.arrays import dataset, strings, variable
 from interp.metrics import Metric, metric_label, metric_units, resolve_metric
-from interp.models import Policy, Source
+from interp.models import Policy, Source, as_policy
 from interp.progress import Progress, no_progress
 from interp.prompts import Batch, Prompts
 from interp.result import Result
@@ -150,7 +150,7 @@ def edge_attribution(
             clean run, whose derivative there is 0.
         PromptError: there are no corrupted prompts, or one does not fit.
     """
-    policy, tell = Policy.load(model), progress or no_progress
+    policy, tell = as_policy(model), progress or no_progress
     judged_by = resolve_metric(metric, pairs, names=METRICS)
     _check_method(method, steps, judged_by, batch_size)
     graph = Graph.of(policy.parts)

@@ -9,7 +9,7 @@ from interp import circuits
 from interp.circuits.scores import EdgeScores
 from interp.circuits.verdict import component_changes
 from interp.errors import MeasureError
-from interp.models import Policy
+from interp.models import Policy, load_pair
 from interp.prompts import Prompts
 from tests.conftest import tiny_gpt2
 from tests.interp.test_circuits import ANSWERS, OTHER, WIDE
@@ -126,6 +126,15 @@ def test_scores_and_circuits_are_rebuilt_from_the_arrays(compared, base, pairs) 
 
 
 def test_old_parameters_say_the_new_ones(base, pairs) -> None:
-    for old, new in (("control", "controls="), ("random", "draws="), ("steps", "Selection"), ("dtype", "Policy.load")):
+    for old, new in (("control", "controls="), ("random", "draws="), ("steps", "Selection"), ("dtype", "interp.load")):
         with pytest.raises(TypeError, match=f"no parameter {old!r} any more; .*{new}"):
             circuits.compare(base, base, pairs, **{old: None})
+
+
+def test_a_pair_brings_its_own_models_and_controls(base, pairs, tokenizer) -> None:
+    tuned, control = (Policy.load(tiny_gpt2(seed=seed), tokenizer=tokenizer) for seed in (5, 6))
+    pair = load_pair(base=base, tuned=tuned, controls=[control])
+    found = circuits.compare(pair, pairs, **OPTIONS)
+    assert found.dataset["run"].values.tolist() == ["control 0"]
+    apart = circuits.compare(base, tuned, pairs, controls=[control], **OPTIONS)
+    np.testing.assert_array_equal(found["faithfulness"].values, apart["faithfulness"].values)
