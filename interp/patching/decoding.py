@@ -23,6 +23,7 @@ from interp.patching.rows import edits, writes
 from interp.patching.targets import Intervention
 from interp.patching.values import captured_sites, values_of
 from interp.prompts import Batch, TokenizedPrompts, make_batch
+from interp.sampling import cache_of, continuing
 
 NOT_CACHED = ("k", "v", "pattern")
 
@@ -57,8 +58,8 @@ class Stream:
         if parts.takes_positions:
             inputs["position_ids"] = self._positions + parts.family.position_offset(parts.model.config)
         with inference(parts.model), patch(parts, changes or {}), capture(parts, {*sites, final}) as store:
-            output = parts.backbone(**inputs, past_key_values=self._cache, use_cache=True)
-        self._cache = output.past_key_values
+            output = parts.backbone(**inputs, **continuing(parts.backbone, self._cache))
+        self._cache = cache_of(output)
         return store[final][:, -1], {site: store[site] for site in sites}
 
     def append(self, tokens: Int[Tensor, " row"]) -> None:
