@@ -70,10 +70,11 @@ def demo_cases(demo: Path, folder: Path) -> Iterator[tuple[str, Case]]:
     texts = json.loads((demo / "prompts.json").read_text())["texts"]
     answers = (" bad", " good")
     many, few = prompts_of(texts[:10], answers=answers), prompts_of(texts[:4], answers=answers)
-    others = [text.replace("The ", "My ").replace("This ", "That ") + " not" for text in texts]
+    swapped = {" was ": " is ", " is ": " was ", " felt ": " was "}
+    pairs = [(text, text.replace(old, new)) for text in texts for old, new in swapped.items() if old in text]
     plain = prompts_of(texts[:9])
     asked = prompts_of(texts[:10], answers=answers, continuations=[" a good film, and"] * 10)
-    paired = prompts_of([f"{text} very" for text in texts[:16]], corrupted=others[:16], answers=answers)
+    paired = prompts_of([pair[0] for pair in pairs[:16]], corrupted=[pair[1] for pair in pairs[:16]], answers=answers)
 
     def every(**more: Any) -> Any:
         settings: dict[str, Any] = {"measures": "all", "samples": 4, "max_new_tokens": 8} | more
@@ -103,7 +104,7 @@ def demo_cases(demo: Path, folder: Path) -> Iterator[tuple[str, Case]]:
         pairs = of("base", "tuned")
         return call("patching.activation_patching", *pairs, asked, sites="mlp_out", metric=metric, draws=0)
 
-    for metric in ("logit_diff", "kl", "log_prob"):
+    for metric in ("logit_diff", "kl", "logprob"):
         yield f"demo.metric_{metric}", functools.partial(metrics, metric)
     yield "demo.metric_own", lambda: metrics(margin)
 
@@ -133,7 +134,7 @@ def demo_cases(demo: Path, folder: Path) -> Iterator[tuple[str, Case]]:
         lambda: call(reading, *of("tuned"), demo / "value_head.safetensors", plain, length_of_text, **sampled),
     )
     yield from circuit_cases("demo", of, paired, many, compare=True)
-    opinions = [f"{text}{end}" for text in texts[:7] for end in (" good!", " bad, I think.", " very boring and terrible")]
+    opinions = [f"{text}{end}" for text in texts[:10] for end in (" good!", " bad, I think.", " very boring and terrible")]
     yield from reward_cases("demo", lambda: models()["reward"], opinions, "negative")
     yield from join_cases("demo", of, lambda: models()["reward"], texts[:9])
 
@@ -273,7 +274,7 @@ def join_cases(
     name: str, of: Callable[..., list[Any]], reward: Callable[[], Any], texts: list[str]
 ) -> Iterator[tuple[str, Case]]:
     """A reward beside what the tuning did."""
-    sampled: dict[str, Any] = {"samples": 4, "max_new_tokens": 6, "draws": 49}
+    sampled: dict[str, Any] = {"samples": 8, "max_new_tokens": 6, "draws": 49}
 
     def implicit(scorer: Any) -> Any:
         found = call("reward.implicit_reward", *of("base", "tuned"), scorer, texts, **sampled)
@@ -394,7 +395,7 @@ def t5_cases(folder: Path) -> Iterator[tuple[str, Case]]:
     yield "t5.compare_all", every
     yield from patching_cases("t5", of, prompts, prompts)
     yield from circuit_cases("t5", of, paired, prompts)
-    sampled: dict[str, Any] = {"samples": 4, "max_new_tokens": 5}
+    sampled: dict[str, Any] = {"samples": 8, "max_new_tokens": 5}
     joining = "reward.implicit_reward"
     yield (
         "t5.implicit_reward",
