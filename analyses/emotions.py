@@ -1,6 +1,6 @@
 """Twenty-eight emotions: what is common to what RLHF changes for each, and what is each one's own?
 
-    python -m analyses.emotions recipes/emotions.toml --out SWEEP
+    python -m analyses.emotions emotions --out SWEEP
 
 does what `interp sweep` does.
 """

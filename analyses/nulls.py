@@ -43,8 +43,7 @@ from interp.models import Policy
 from interp.pair import CheckpointPair
 from interp.patching import patch_runs, runs_of
 from interp.prompts import Prompts
-from interp.resampling import max_t
-from interp.stats import MIN_CONTROLS, rank_p
+from interp.stats import MIN_CONTROLS, max_t, rank_p
 from interp.summary.table import difference
 from training.seeding import derive, one_thread
 

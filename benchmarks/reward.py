@@ -12,7 +12,7 @@ baseline and target, a logit; captum is given attention mask and position ids, a
 points in one pass or in passes of 32 rows, whichever is the faster in the first round. Times are CPU time of one
 thread, in turn in one process, several times over; shown are the median of the ratios and their range.
 
-goemotions  the reward model that `interp train-reward recipes/goemotions_reward.toml` makes (--model), texts of
+goemotions  the reward model that `interp train-reward goemotions_reward` makes (--model), texts of
             test.tsv (INTERP_DATA, or ../shared/data beside the repository), range of the logit over its first 1,000.
             Also the error over those 1,000 texts at 1 % and at 0.1 %, and all 28 labels in one pass beside one label.
 roberta     RoBERTa-base's shape with random weights and texts of random words; range over 256 of them.

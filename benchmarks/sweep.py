@@ -148,7 +148,7 @@ def main() -> None:
         from interp import Policy, Prompts
 
         texts = real_prompts(options.prompts, Policy.load(folder).tokenizer)
-        pairs_of_prompts = Prompts.from_file(ROOT / "recipes" / "emotion_pairs.csv")
+        pairs_of_prompts = Prompts.from_file(ROOT / "training" / "recipes" / "emotion_pairs.csv")
         rows = measure(folder, texts, pairs_of_prompts, options.pairs, options.repeats)
     show(rows)
     if options.json:

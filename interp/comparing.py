@@ -15,19 +15,20 @@ import xarray as xr
 
 from interp import __version__
 from interp.comparison import Comparison
-from interp.engine import TEXT_MEASURES, Progress, Settings, no_progress, run_measures
+from interp.engine import TEXT_MEASURES, Settings, run_measures
 from interp.errors import PromptError, TokenizerMismatch
-from interp.loading import DeviceMap
 from interp.measures import REWARD_MEASURES, TRAINING_MEASURES
 from interp.models import Policy, RewardModel, Source
-from interp.models.lineup import Lineup, load_lineups, remarks
+from interp.models.matched import MatchedModels, load_matched_many, remarks
+from interp.models.offload import AllInMemory, OneInMemory
+from interp.models.pretrained import DeviceMap
+from interp.models.reward_model import Optimised
 from interp.options import Options, pair_of, scorer_of, transform_of
+from interp.progress import Progress, no_progress
 from interp.prompts import Prompts
 from interp.reward.joining import DRAWS, join
-from interp.reward.optimised import Optimised
 from interp.reward.over_training import join_training
 from interp.store import FORMAT
-from interp.turns import InTurn, Together
 
 
 def compare(
@@ -164,7 +165,7 @@ def _compare_all(
     prompts = prompts if isinstance(prompts, Prompts) else Prompts(prompts)
     names = options.checked(prompts)
     transform = transform_of(options)
-    lineups = load_lineups(
+    lineups = load_matched_many(
         base,
         tuned,
         controls=_as_list(control),
@@ -225,7 +226,7 @@ def _with_training(
 
 
 def _settings(
-    options: Options, names: tuple[str, ...], scorer: RewardModel | None, lineups: Mapping[str, Lineup]
+    options: Options, names: tuple[str, ...], scorer: RewardModel | None, lineups: Mapping[str, MatchedModels]
 ) -> Settings:
     held = [policy.model for models in lineups.values() for policy in (models.base, *models.others)]
     in_turn = options.in_memory == "one"
@@ -236,7 +237,7 @@ def _settings(
         options.max_new_tokens,
         scorer,
         options.draws or (DRAWS if "implicit_reward" in names else 1),
-        turns=InTurn.of([*_once(held), *([scorer.model] if scorer else [])]) if in_turn else Together(),
+        turns=OneInMemory.of([*_once(held), *([scorer.model] if scorer else [])]) if in_turn else AllInMemory(),
         progress=options.progress or no_progress,
     )
 
@@ -279,16 +280,16 @@ def _once(items: Iterable[Any]) -> list[Any]:
     return list({id(item): item for item in items}.values())
 
 
-def _with_one_base(lineups: Mapping[str, Lineup]) -> dict[Any, dict[str, Lineup]]:
+def _with_one_base(lineups: Mapping[str, MatchedModels]) -> dict[Any, dict[str, MatchedModels]]:
     """Lineups that can share what is computed of base: where tokens differ, each is by itself."""
-    groups: dict[Any, dict[str, Lineup]] = {}
+    groups: dict[Any, dict[str, MatchedModels]] = {}
     for name, models in lineups.items():
         key = id(models.base) if models.mismatch is None else name
         groups.setdefault(key, {})[name] = models
     return groups
 
 
-def _comparison(models: Lineup, measured: Mapping[int, xr.Dataset], common: Mapping[str, Any]) -> Comparison:
+def _comparison(models: MatchedModels, measured: Mapping[int, xr.Dataset], common: Mapping[str, Any]) -> Comparison:
     """One pair's datasets with what must be known of them."""
     labelled = []
     for other in models.others:
@@ -309,7 +310,7 @@ def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def _check_tokens(models: Lineup, measures: Sequence[str]) -> None:
+def _check_tokens(models: MatchedModels, measures: Sequence[str]) -> None:
     """Refuse measures of tokens where the models share none."""
     refused = [name for name in measures if name not in TEXT_MEASURES]
     if models.mismatch is not None and refused:
@@ -320,7 +321,7 @@ def _check_tokens(models: Lineup, measures: Sequence[str]) -> None:
         )
 
 
-def _attributes(models: Lineup, tuned: Policy, **common: Any) -> dict[str, Any]:
+def _attributes(models: MatchedModels, tuned: Policy, **common: Any) -> dict[str, Any]:
     versions = {name: metadata.version(name) for name in ("torch", "transformers", "numpy", "xarray")}
     beside = tuned is models.tuned  # the datasets of null runs and replicates stand for one model each
     return {

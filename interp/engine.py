@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -20,10 +20,10 @@ from interp.measures.completions import completions
 from interp.measures.ov import ov_circuits
 from interp.measures.shared import mass_outside
 from interp.measures.weights import weights
-from interp.memory import give_back_free_memory
 from interp.models import Policy, RewardModel, Trace
+from interp.models.offload import AllInMemory, InMemory, TracePair, give_back_free_memory
+from interp.progress import Progress, no_progress
 from interp.prompts import Batch, Prompts, TokenizedPrompts
-from interp.turns import Pair, Together, Turns
 
 EXAMPLES = 4
 """Prompts whose attention is kept to be looked at."""
@@ -36,13 +36,6 @@ KEPT_BYTES = 2**25
 
 TEXT_MEASURES = ("completions",)
 """Measures that need neither a shared vocabulary nor models of one shape."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
-
-
-def no_progress(what: str, done: int, total: int) -> None:
-    """Nobody watches."""
 
 
 def check_lengths(tokens: TokenizedPrompts, policies: Sequence[Policy]) -> None:
@@ -90,7 +83,7 @@ class Settings:
     max_new_tokens: int
     reward: RewardModel | None
     draws: int = 1
-    turns: Turns = field(default_factory=Together)
+    turns: InMemory = field(default_factory=AllInMemory)
     progress: Progress = no_progress
     own_tokens: bool = False
 
@@ -127,7 +120,7 @@ def run_measures(base: Policy, others: Sequence[Policy], prompts: Prompts, setti
     starts = range(0, len(tokens) if chosen else 0, settings.batch_size)
     pairs = settings.turns.pairs(base, others, tokens.batches(settings.batch_size) if chosen else (), sites)
     collectors = [Collector(len(tokens)) for _ in others]
-    kept: dict[int, Pair | None] = {}
+    kept: dict[int, TracePair | None] = {}
     for done, pair in enumerate(pairs):
         for measure in chosen:
             collectors[pair.other].add(starts[pair.number], measure.function(pair.base, pair.tuned))
@@ -161,7 +154,7 @@ def _add_untraced(
     other: Policy,
     both: tuple[TokenizedPrompts, TokenizedPrompts],
     settings: Settings,
-    kept: Pair | None,
+    kept: TracePair | None,
     of_base: dict[Any, Any] | None,
 ) -> xr.Dataset:
     """Add what no batch of traces gives: weights, attention to look at, whole answers, sampled responses."""
@@ -241,7 +234,7 @@ def _changed_heads(pattern_js: xr.DataArray) -> list[tuple[int, int]]:
     return [(int(layer), int(head)) for layer, head in zip(*np.unravel_index(order, change.shape), strict=True)]
 
 
-def _kept_examples(pair: Pair, prompts: int) -> Pair | None:
+def _kept_examples(pair: TracePair, prompts: int) -> TracePair | None:
     """The examples' patterns of every head, out of the first batch; None where it lacks some, or they are large.
 
     Which heads are shown is known only at the end.
@@ -257,12 +250,12 @@ def _kept_examples(pair: Pair, prompts: int) -> Pair | None:
 
     size = sum(pair.base[site][few].nbytes for site in attention_sites(pair.base.policy))
     enough = len(pair.base.batch.input_ids) >= few.stop
-    return Pair(0, pair.other, of(pair.base), of(pair.tuned)) if enough and size <= KEPT_BYTES else None
+    return TracePair(0, pair.other, of(pair.base), of(pair.tuned)) if enough and size <= KEPT_BYTES else None
 
 
 def _trace_examples(
-    base: Policy, other: Policy, tokens: TokenizedPrompts, heads: Sequence[tuple[int, int]], turns: Turns
-) -> Pair:
+    base: Policy, other: Policy, tokens: TokenizedPrompts, heads: Sequence[tuple[int, int]], turns: InMemory
+) -> TracePair:
     """Trace the examples by themselves, for the heads that are shown."""
     batch: Batch = next(replace(tokens, response_ids=None, answer_ids=None).batches(EXAMPLES))
     layers = {layer for layer, _ in heads}

@@ -9,16 +9,16 @@ from typing import Any
 
 import torch
 
-from interp.engine import Progress
 from interp.errors import MeasureError, PromptError
-from interp.loading import DeviceMap
 from interp.measures import as_names, check_measures
 from interp.models import RewardModel
+from interp.models.pretrained import DeviceMap
+from interp.models.reward_model import Optimised
 from interp.pair import CheckpointPair
+from interp.progress import Progress
 from interp.prompts import Prompts
 from interp.reward.courses import pair_at, pair_reward
 from interp.reward.joining import DRAWS
-from interp.reward.optimised import Optimised
 
 
 @dataclass(frozen=True)

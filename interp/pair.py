@@ -17,6 +17,18 @@ FORMAT = 1
 _REQUIRED = ("format", "engine", "config", "seed", "versions", "base", "tuned", "files", "final")
 
 
+SHIPPED = ("demo",)
+"""Names of the pairs that come with the package."""
+
+
+def pair_folder(pair: str | os.PathLike[str]) -> Path:
+    """The folder of a pair that comes with the package, by its bare name, or the path itself.
+
+    A bare name wins over a folder that is called so, which is "./demo" or Path("demo").
+    """
+    return Path(__file__).parent / "data" / pair if isinstance(pair, str) and pair in SHIPPED else Path(pair)
+
+
 @dataclass(frozen=True, repr=False)
 class CheckpointPair:
     """A base model, what RLHF made of it, and everything between them, in one folder.
@@ -48,13 +60,13 @@ class CheckpointPair:
         """Read the pair in folder `path`.
 
         Args:
-            path: folder that holds pair.json.
+            path: folder that holds pair.json, or "demo" (see `pair_folder`).
             verify: also compare the SHA-256 of every file with the manifest.
 
         Raises:
             FormatError: there is no pair, it comes from a newer version, or (with `verify`) a file differs.
         """
-        folder = Path(path)
+        folder = pair_folder(path)
         if folder.with_name(folder.name + ".unfinished").is_dir() and not (folder / MANIFEST).is_file():
             raise FormatError(f"the run toward {folder} is not finished; go on with: interp train --resume {folder}")
         if not (folder / MANIFEST).is_file():

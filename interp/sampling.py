@@ -24,6 +24,42 @@ from interp.prompts import make_batch, positions
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """How continuations are drawn.
+
+    Attributes:
+        samples: continuations of each prompt; None leaves the number to what needs them.
+        max_new_tokens: longest continuation, in tokens.
+        temperature: divides the logits; 1 is the model's own distribution, 0 takes the likeliest token.
+        top_k: only the k likeliest tokens can be drawn; 0 is all.
+        top_p: only the likeliest tokens that hold this probability together can be drawn; 1 is all.
+    """
+
+    samples: int | None = None
+    max_new_tokens: int = 24
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        wholes = {"samples": 1 if self.samples is None else self.samples, "max_new_tokens": self.max_new_tokens}
+        for name, value in wholes.items():
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**63:
+                raise PromptError(f"{name} is a whole number from 1 on, not {value!r}")
+        if isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or self.top_k < 0:
+            raise PromptError(f"top_k is a whole number from 0 (all tokens) on, not {self.top_k!r}")
+        if not self.temperature >= 0 or not 0 < self.top_p <= 1:
+            raise PromptError(
+                f"temperature is 0 or more and top_p in (0, 1], not {self.temperature!r} and {self.top_p!r}"
+            )
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the model's own distribution is sampled: temperature 1, nothing cut off."""
+        return self.temperature == 1 and self.top_k == 0 and self.top_p == 1
+
+
+@dataclass(frozen=True)
 class Samples:
     """Prompts and the responses sampled after them, as token ids.
 

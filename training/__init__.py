@@ -1,7 +1,7 @@
 """Making pairs: a base model, a reward and some prompts go in, a `CheckpointPair` comes out.
 
 from training import RLHFConfig, train
-pair = train(RLHFConfig.load("recipes/stories3M_positive.toml"), "runs/positive")
+pair = train(RLHFConfig.load("stories3M_positive"), "runs/positive")
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from interp.loading import adapter_folder
 from interp.models import Policy
+from interp.models.pretrained import adapter_folder
 from interp.pair import CheckpointPair
 from training.config import GenerateConfig
 from training.reward import Reward

@@ -12,7 +12,9 @@ from typing import Any
 
 from interp.errors import ConfigError
 from training.config import RLHFConfig, expand
+from training.config.places import FILE, RECIPE, SOURCE, anchored
 from training.config.schema import REQUIRED, override, read, read_toml, setting
+from training.recipes import recipe_file
 
 CELLS = ("comparison", "states", "patching", "reading", "implicit", "tokens", "circuit", "probes")
 """What can be computed of each pair; `circuit` needs `circuit_prompts`, `probes` labelled texts."""
@@ -29,20 +31,23 @@ class SweepConfig:
         REQUIRED,
         "held-out texts, the first column of a .tsv or one a line; for probes a .tsv whose second column numbers the"
         " reward model's labels that the text bears, with commas between",
+        place=FILE,
     )
-    recipe: str = setting("recipes/emotion.toml", "the recipe by which each pair is trained")
-    reward: str = setting("", "folder or hub id of the reward model; empty is the recipe's")
+    recipe: str = setting(
+        "emotion", "the recipe by which each pair is trained: a file, or one that comes with the package", place=RECIPE
+    )
+    reward: str = setting("", "folder or hub id of the reward model; empty is the recipe's", place=SOURCE)
     overrides: dict[str, Any] | None = setting(None, 'keys of the recipe that are set, as { "train.total_steps" = 80 }')
-    given: dict[str, str] | None = setting(None, "folders of pairs that are there already, by emotion")
+    given: dict[str, str] | None = setting(None, "folders of pairs that are there already, by emotion", place=FILE)
     second_seeds: tuple[str, ...] = setting((), "emotions of which a second seed is trained too")
     second_seed: int = setting(1, "its seed", low=0)
     cells: tuple[str, ...] = setting(DEFAULT_CELLS, "what is computed of each pair", choices=CELLS)
     prompts: str = setting(
-        "", "file of the prompts that all pairs are compared on; empty is the recipe's held-out ones"
+        "", "file of the prompts that all pairs are compared on; empty is the recipe's held-out ones", place=FILE
     )
     prompt_limit: int = setting(48, "most prompts", low=8)
     text_limit: int = setting(400, "most texts by which labels are compared", low=40)
-    circuit_prompts: str = setting("", "file of prompts with a column `corrupted`, for the cell circuit")
+    circuit_prompts: str = setting("", "file of prompts with a column `corrupted`, for the cell circuit", place=FILE)
     probe_texts: int = setting(60, "most texts that bear a label in the probes for it, and as many that do not", low=10)
     samples: int = setting(8, "responses to each prompt in the implicit reward; even", low=8)
     gate: float = setting(
@@ -76,19 +81,23 @@ class SweepConfig:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], overrides: Mapping[str, str] | None = None) -> SweepConfig:
-        """Read a sweep file.
+        """Read a sweep file; its relative paths, which are relative to the file, become absolute.
 
         Args:
-            path: the TOML file.
-            overrides: values by key, each read as TOML or else as a string.
+            path: the TOML file, or the name of one that comes with the package, such as "emotions".
+            overrides: values by key, each read as TOML or else as a string. Their paths are relative to the working
+                directory.
 
         Raises:
             ConfigError: the file cannot be read, or a key is unknown, missing or out of its range.
         """
-        values = read_toml(path)
+        file = recipe_file(path, "sweep")
+        values = anchored(cls, read_toml(file), file.parent)
+        if isinstance(values.get("overrides"), dict):
+            values["overrides"] = {key: _anchored(key, value, file) for key, value in values["overrides"].items()}
         for key, text in (overrides or {}).items():
             override({"sweep": values}, f"sweep.{key}", text)  # a sweep file has no sections of its own
-        return cls.from_dict(values)
+        return cls.from_dict(anchored(cls, values, Path.cwd()))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SweepConfig:
@@ -164,6 +173,17 @@ class SweepConfig:
 def folder_name(name: str) -> str:
     """A label as the name of a folder."""
     return re.sub(r"[^A-Za-z0-9_-]+", "_", name)
+
+
+def _anchored(key: str, value: Any, file: Path) -> Any:
+    """A recipe's value by its dotted key; a path that is relative to the sweep's file becomes absolute."""
+    sections = key.split(".")
+    for name in reversed(sections):
+        value = {name: value}
+    value = anchored(RLHFConfig, value, file.parent)
+    for name in sections:
+        value = value[name]
+    return value
 
 
 def _as_toml(value: Any) -> str:

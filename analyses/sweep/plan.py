@@ -14,6 +14,7 @@ from interp.errors import ConfigError
 from interp.pair import CheckpointPair
 from interp.reward.courses import folder_steps, pair_steps
 from training.config import RLHFConfig, expand
+from training.config.places import changed
 from training.prompts import load_prompts
 
 BASE = "base"
@@ -34,6 +35,7 @@ def pair_cells(config: SweepConfig, root: Path) -> list[Cell]:
     found = []
     for name, (emotion, seed) in config.pairs().items():
         folder = pair_folder(config, root, name)
+        how: dict[str, Any] = {"folder": str(folder), "emotion": emotion, "seed": seed}
         if name in (config.given or {}):
             pair = CheckpointPair.load(folder)
             label = (pair.manifest.get("reward") or {}).get("label")
@@ -44,12 +46,18 @@ def pair_cells(config: SweepConfig, root: Path) -> list[Cell]:
             inputs: dict[str, Any] = {"given": pair.manifest["files"]}
         else:
             recipe = config.training(emotion, seed)
-            files = {path: file_hash(_file(path)) for path in recipe.prompts.files}
+            files = [file_hash(_file(path)) for path in recipe.prompts.files]
             models = {"base": model_hash(expand(recipe.model.base)), "reward": model_hash(reward_of(recipe))}
-            inputs = {"recipe": recipe.to_dict(), "files": files, "models": models}
-        how = {"folder": str(folder), "emotion": emotion, "seed": seed}
+            inputs = {"recipe": _without_folders(recipe), "files": files, "models": models}
+            how |= {"recipe": recipe.to_dict()}
         found.append(Cell(f"{folder_name(name)}.pair", "pair", name, inputs, how))
     return found
+
+
+def _without_folders(recipe: RLHFConfig) -> dict[str, Any]:
+    """The recipe with every place by its last name only: what lies there decides a pair, not where it lies."""
+    values: dict[str, Any] = changed(RLHFConfig, recipe.to_dict(), lambda text, _: text.rsplit("/", 1)[-1])
+    return values
 
 
 def reward_of(recipe: RLHFConfig) -> str:

@@ -23,8 +23,8 @@ from interp.errors import MeasureError
 from interp.io import atomic_file, write_text
 from interp.plot.style import COLUMN, PAGE, number, span
 from interp.report.svg import Drawing, glyph_sheet, style_sheet, to_svg
-from interp.report.templates import resource, template
-from interp.reward.holding import holm
+from interp.result.pages import resource, template
+from interp.stats import holm
 
 Draw = Callable[..., Figure]
 SURE = 0.3

@@ -130,7 +130,7 @@ def check(config: SweepConfig, out: str | os.PathLike[str]) -> dict[str, str]:
         if Path(reward).is_dir():
             raise
         raise LoadError(
-            f"the reward model {reward} is not there; train one with interp train-reward recipes/goemotions_reward.toml"
+            f"the reward model {reward} is not there; train one with interp train-reward goemotions_reward"
             f" --out {reward}, or name yours by --set reward=FOLDER"
         ) from error
     found: dict[str, str] = {}

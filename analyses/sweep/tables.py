@@ -17,8 +17,7 @@ from analyses.sweep.config import SweepConfig
 from analyses.sweep.similarity import Mantel, centred_cosines, gram_of, mantel, vectors_of, weight_gram
 from interp.errors import FormatError
 from interp.io import read_json
-from interp.reward.holding import holm
-from interp.stats import bootstrap_mean
+from interp.stats import holm, interval
 
 LEVEL = 0.05
 MANY, FEW = 0.5, 1
@@ -217,7 +216,7 @@ def _of_implicit(folder: Path, seed: int) -> dict[str, float]:
         groups = data["group"].values
     means = score.mean(axis=2)
     gain = means[:, 1] - means[:, 0]
-    mean, low, high = bootstrap_mean(gain, groups, seed=seed)
+    mean, low, high = interval(gain, groups, seed=seed)
     rows = pd.read_csv(folder / "summary.csv")
     slope, spearman = rows.iloc[0], rows[rows["finding"].str.startswith("Spearman")].iloc[0]
     return {
@@ -241,7 +240,7 @@ def _of_comparison(folder: Path, seed: int) -> dict[str, float]:
     data = Comparison.load(folder).dataset
     along = data["response_kl"].sel(source="tuned")
     by_prompt = along.mean([dim for dim in along.dims if dim != "prompt"]).values
-    mean, low, high = bootstrap_mean(by_prompt, data["group"].values, seed=seed)
+    mean, low, high = interval(by_prompt, data["group"].values, seed=seed)
     return {"kl": mean, "kl_low": low, "kl_high": high}
 
 

@@ -90,14 +90,21 @@ def pair(cell: Cell) -> Write:
 
     folder = Path(cell.how["folder"])
     if "given" not in cell.inputs:
-        config = RLHFConfig.from_dict(cell.inputs["recipe"])
+        config = RLHFConfig.from_dict(cell.how["recipe"])
         there = (folder / "pair.json").is_file()
-        if there and CheckpointPair.load(folder).manifest["config"] != config.to_dict():
+        if there and not _is_of(CheckpointPair.load(folder), config):
             train(config, folder, overwrite=True)
         elif not there:
             _train(config, folder, resume=unfinished(folder).is_dir())
     found = CheckpointPair.load(folder, verify=True)
     return lambda out: write_json(out / "final.json", dict(found.manifest["final"]))
+
+
+def _is_of(pair: CheckpointPair, config: Any) -> bool:
+    """Whether a pair was trained by the recipe; a path may have been written in another way."""
+    from training import RLHFConfig
+
+    return RLHFConfig.from_dict(pair.manifest["config"]).anchored() == config.anchored()
 
 
 def _train(config: Any, folder: Path, *, resume: bool) -> None:
@@ -227,9 +234,9 @@ def reading(cell: Cell) -> Write:
 def implicit(cell: Cell) -> Write:
     """Does the policy's shift follow the reward? And what was gained of it."""
     from interp.models import RewardModel
+    from interp.models.reward_model import Optimised
     from interp.prompts import Prompts
     from interp.reward import implicit_reward
-    from interp.reward.optimised import Optimised
 
     how = cell.how
     reward = RewardModel.load(how["reward"], label=how["emotion"], output=how["output"])

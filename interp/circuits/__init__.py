@@ -16,9 +16,9 @@ from interp.circuits.faithfulness import (
 from interp.circuits.graph import Graph
 from interp.circuits.heads import HeadChanges, head_changes
 from interp.circuits.metrics import Metric
-from interp.circuits.resampling import Estimate
 from interp.circuits.scores import EdgeScores, edge_attribution
 from interp.circuits.stability import Stability, stability
+from interp.stats import Estimate
 
 __all__ = [
     "Circuit",

@@ -13,18 +13,17 @@ import xarray as xr
 from interp.circuits.choice import By, Circuit, check_sizes, choose, jaccard, random_circuits, ranking
 from interp.circuits.components import component_changes
 from interp.circuits.crossfit import crossfitted, folds
-from interp.circuits.faithfulness import EFFECT, CircuitValues, circuit_values
+from interp.circuits.faithfulness import CircuitValues, circuit_values
 from interp.circuits.graph import Graph
 from interp.circuits.metrics import Metric
-from interp.circuits.resampling import group_index, halves, shares
 from interp.circuits.scores import EdgeScores, Method, edge_attribution, mean_of
 from interp.circuits.verdict import carried, verdict
 from interp.errors import MeasureError
 from interp.measures.arrays import MODELS, dataset, strings, variable
 from interp.models import Policy
-from interp.models.lineup import Lineup, load_lineup
+from interp.models.matched import MatchedModels, load_matched
 from interp.prompts import Prompts
-from interp.stats import bootstrap_mean
+from interp.stats import group_index, interval, random_halves
 
 ENOUGH = 0.85
 """The share of its model's behaviour from which a circuit counts as whole, where the verdict's size is chosen."""
@@ -149,7 +148,7 @@ def compare(
         raise MeasureError("circuits are compared on at least 4 groups of prompts; give more prompts")
     controls = [] if control is None else list(control) if isinstance(control, (list, tuple)) else [control]
     options = {"controls": controls, "replicates": list(replicates), "tokenizer": tokenizer, "options": load}
-    lineup = load_lineup(base, tuned, **options)
+    lineup = load_matched(base, tuned, **options)
     pairs = pairs.for_models([each.tokenizer for each in (lineup.base, *lineup.others)])
     graph = Graph.of(lineup.base.parts)
     numbers = check_sizes(graph, sizes)
@@ -191,7 +190,7 @@ def _overlaps(
 ) -> xr.Dataset:
     pairs = list(zip(chosen["base"], chosen["tuned"], strict=True))
     chance = [[(a, b) for b in nulls[size]] for a, size in zip(chosen["base"], numbers, strict=True)]
-    split = halves(both["base"].groups, draws=draws, seed=seed)
+    split = random_halves(both["base"].groups, draws=draws, seed=seed)
     if split is None:
         raise MeasureError("circuits are compared on at least 4 groups of prompts; give more prompts")
     half = np.zeros((3, draws, len(numbers)))
@@ -236,32 +235,32 @@ def _shares(values: Mapping[str, CircuitValues], numbers: tuple[int, ...], rando
     """Faithfulness of each circuit in each model, of random ones, and what corrupting changes."""
     count = len(numbers)
     found = {m: each.faithfulness(seed=seed) for m, each in values.items()}
-    own = {m: np.array([(e.value, e.low, e.high) for e in each[: 2 * count]]) for m, each in found.items()}
-    table = np.stack([each.reshape(2, count, 3) for each in own.values()], axis=1)
-    null = np.array([[e.value for e in found[m][2 * count :]] for m in MODELS]).reshape(2, count, random)
+    own = [np.stack([*each], axis=-1)[: 2 * count] for each in found.values()]
+    table = np.stack([each.reshape(2, count, 3) for each in own], axis=1)
+    null = np.array([found[m].value[2 * count :] for m in MODELS]).reshape(2, count, random)
     tuned = values["tuned"]
     beyond = tuned.circuits[:, count : 2 * count] - tuned.circuits[:, :count]
-    more = shares(beyond, tuned.effect, tuned.groups, what=EFFECT, seed=seed)
+    more = tuned.share(beyond, seed=seed)
     effects = np.stack([values[m].effect for m in MODELS], axis=1)
-    grown = bootstrap_mean(effects[:, 1] - effects[:, 0], group_index(tuned.groups), seed=seed)
+    grown = interval(effects[:, 1] - effects[:, 0], group_index(tuned.groups), seed=seed)
     names, dims, units = ("faithfulness", "low", "high"), "circuit model size", tuned.units
     words = ("share of a model's behaviour that a circuit carries", "lower bound, 95 %", "upper bound, 95 %")
     by_circuit = {name: variable(dims, table[..., i], words[i], "share") for i, name in enumerate(names)}
     extra = {
         "random_faithfulness": variable("draw model size", null.transpose(2, 0, 1), "of random circuits", "share"),
-        "excess": variable("size", [e.value for e in more], "tuned's circuit less base's, in tuned", "share"),
-        "excess_low": variable("size", [e.low for e in more], "lower bound over prompts", "share"),
-        "excess_high": variable("size", [e.high for e in more], "upper bound over prompts", "share"),
+        "excess": variable("size", more.value, "tuned's circuit less base's, in tuned", "share"),
+        "excess_low": variable("size", more.low, "lower bound over prompts", "share"),
+        "excess_high": variable("size", more.high, "upper bound over prompts", "share"),
         "effect_of_corruption": variable("prompt model", effects, "metric of the clean less the corrupted run", units),
         "effect_change": variable("bound", list(grown), "tuned's effect minus base's", units),
     }
     data = dataset({**by_circuit, **extra}, size=list(numbers), circuit=list(MODELS), bound=["mean", "low", "high"])
-    reasons = {f"reason_{m}": found[m][0].reason for m in MODELS}
+    reasons = {f"reason_{m}": found[m].reason for m in MODELS}
     return data.assign_attrs(reasons)
 
 
 def _runs(
-    lineup: Lineup,
+    lineup: MatchedModels,
     found: Sequence[EdgeScores],
     base: list[Circuit],
     pairs: Prompts,
@@ -286,7 +285,7 @@ def _runs(
         ranked = [found[0], scores]
         values = crossfitted(policy, pairs, ranked, [], metric, numbers, by=by, batch_size=batch_size)
         overlap[i] = [jaccard(a.edges, b.edges) for a, b in zip(base, circuits, strict=True)]
-        share[i], own[i] = np.array([e.value for e in values.faithfulness(seed=seed)]).reshape(2, -1)
+        share[i], own[i] = values.faithfulness(seed=seed).value.reshape(2, -1)
         change[i] = float((values.effect - before).mean())
     units = found[0].dataset["score"].attrs["units"]
     data = dataset(

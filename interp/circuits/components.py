@@ -10,17 +10,16 @@ from jaxtyping import Float
 
 from interp.circuits.choice import Circuit
 from interp.circuits.graph import Graph
-from interp.circuits.resampling import DRAWS, group_index, halves
 from interp.circuits.scores import EdgeScores, mean_of
 from interp.measures.arrays import dataset, strings, variable
-from interp.resampling import max_t
-from interp.stats import MIN_PROMPTS, bootstrap_mean
+from interp.stats import MIN_PROMPTS, group_index, interval, max_t, random_halves
 
 LEVEL = 0.05
 TURN = 0.05
 """The least `wiring` that is called re-wired: an angle of 18 degrees. Less can be certain and still mean little."""
 
 _ROUNDING = 1e-9
+_EXCHANGES = 500
 _SPLITS = 40
 STATES = ("strengthened", "weakened", "re-wired", "new", "gone", "no evidence of a change", "in neither circuit")
 
@@ -67,7 +66,7 @@ def component_changes(
     means = np.stack([weight @ ours, weight @ theirs])
     change = weight @ (theirs - ours)
     labels = group_index(base.groups)
-    _, low, high = np.array([bootstrap_mean(column, labels, seed=seed) for column in (theirs - ours).T]).T
+    _, low, high = interval(theirs - ours, labels, seed=seed)
     p = max_t(theirs - ours, labels, seed=seed)
     wiring, p_wiring = _wiring(base, tuned, seed)
     within = _within_halves((base, tuned), seed)
@@ -132,7 +131,7 @@ def _wiring(base: EdgeScores, tuned: EdgeScores, seed: int) -> tuple[np.ndarray,
     count = int(index.max()) + 1
     if count < MIN_PROMPTS:
         return observed, np.full(len(graph.nodes), np.nan)
-    swaps = np.random.default_rng(seed).random((DRAWS // 2, count)) < 0.5
+    swaps = np.random.default_rng(seed).random((_EXCHANGES, count)) < 0.5
     null = np.zeros((len(swaps), len(graph.nodes)))
     for node in range(len(graph.nodes)):
         edges = graph.incident[node]
@@ -149,7 +148,7 @@ def _wiring(base: EdgeScores, tuned: EdgeScores, seed: int) -> tuple[np.ndarray,
 
 def _within_halves(both: Sequence[EdgeScores], seed: int) -> np.ndarray:
     """By component, the 95 % quantile of 1 - cosine between halves of the prompts, of the model where it is larger."""
-    split = halves(both[0].groups, draws=_SPLITS, seed=seed)
+    split = random_halves(both[0].groups, draws=_SPLITS, seed=seed)
     if split is None:
         return np.full(len(both[0].graph.nodes), np.nan)
     found = []

@@ -15,14 +15,16 @@ from interp.circuits.choice import By, Circuit, check_sizes, choose, random_circ
 from interp.circuits.graph import Graph
 from interp.circuits.metrics import Metric, clean_and_corrupt, judge, take
 from interp.circuits.passes import circuit_pass, plain_pass
-from interp.circuits.resampling import Estimate, shares
 from interp.circuits.scores import EdgeScores
 from interp.errors import MeasureError
 from interp.measures.arrays import dataset, variable
 from interp.models import Policy, Source
 from interp.prompts import Prompts
+from interp.stats import Estimate, group_index, interval
 
 EFFECT = "what corrupting the prompts changes"
+DRAWS = 1000
+"""Bootstrap resamples of a share."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,14 @@ class CircuitValues:
         """What corrupting the prompts takes away: clean minus corrupted."""
         return self.clean - self.corrupted
 
-    def faithfulness(self, *, seed: int = 0) -> list[Estimate]:
+    def faithfulness(self, *, seed: int = 0) -> Estimate:
         """Of each circuit the sum of (circuit - corrupted) over prompts, over the sum of (clean - corrupted)."""
         kept = self.circuits - self.corrupted[:, None]
-        return shares(kept, self.effect, self.groups, what=EFFECT, seed=seed)
+        return self.share(kept, seed=seed)
+
+    def share(self, values: Float[np.ndarray, "prompt circuit"], *, seed: int = 0) -> Estimate:
+        """Sums of values over prompts over the sum of (clean - corrupted), resampled together."""
+        return interval(values, group_index(self.groups), over=self.effect, draws=DRAWS, seed=seed, what=EFFECT)
 
 
 def circuit_values(
@@ -161,7 +167,8 @@ def faithfulness(
         The share; NaN with a reason where the interval of what corrupting changes holds 0.
     """
     policy = Policy.load(model, **load)
-    return circuit_values(policy, pairs, [circuit], metric, batch_size=batch_size).faithfulness(seed=seed)[0]
+    values = circuit_values(policy, pairs, [circuit], metric, batch_size=batch_size)
+    return values.faithfulness(seed=seed).column(0)
 
 
 def faithfulness_curve(
@@ -200,13 +207,13 @@ def faithfulness_curve(
     nulls = [each for size in numbers for each in random_circuits(graph, size, draws=random, seed=seed)]
     values = circuit_values(policy, pairs, [*chosen, *nulls], metric, batch_size=batch_size)
     found = values.faithfulness(seed=seed)
-    null = np.array([each.value for each in found[len(chosen) :]]).reshape(len(numbers), random).T
+    null = found.value[len(chosen) :].reshape(len(numbers), random).T
     units, count = values.units, len(chosen)
     data = dataset(
         {
-            "faithfulness": variable("size", [e.value for e in found[:count]], "share of the behaviour", "share"),
-            "low": variable("size", [e.low for e in found[:count]], "lower bound over prompts, 95 %", "share"),
-            "high": variable("size", [e.high for e in found[:count]], "upper bound over prompts, 95 %", "share"),
+            "faithfulness": variable("size", found.value[:count], "share of the behaviour", "share"),
+            "low": variable("size", found.low[:count], "lower bound over prompts, 95 %", "share"),
+            "high": variable("size", found.high[:count], "upper bound over prompts, 95 %", "share"),
             "random": variable("draw size", null, "share that a random circuit of as many edges carries", "share"),
             "connected": variable("size", [len(e.connected) for e in chosen], "edges on a path", "edges"),
             "circuit": variable("prompt size", values.circuits[:, :count], "metric under the circuit", units),
@@ -215,4 +222,4 @@ def faithfulness_curve(
         },
         size=list(numbers),
     )
-    return Faithfulness(data.assign_attrs(reason=found[0].reason, by=by, seed=seed), tuple(chosen))
+    return Faithfulness(data.assign_attrs(reason=found.reason, by=by, seed=seed), tuple(chosen))

@@ -17,14 +17,13 @@ from interp.columns import frame_text
 from interp.divergences import js_divergence
 from interp.errors import MeasureError
 from interp.hooks import Site, patch
-from interp.loading import Source
 from interp.measures.arrays import MODELS, TokenTexts, strings, variable
 from interp.measures.spans import mean_over, prompt_columns
+from interp.metrics import Metric, check_whole
 from interp.models import Policy
 from interp.models.running import run
+from interp.models.source import Source
 from interp.patching import Runs, open_runs, patch_runs
-from interp.patching.checks import check_whole
-from interp.patching.metrics import Metric
 from interp.prompts import Batch, Prompts, make_batch
 
 PARTS = ("q", "k", "v", "z", "result")

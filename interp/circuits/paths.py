@@ -21,17 +21,16 @@ from interp.columns import frame_text
 from interp.errors import MeasureError
 from interp.families import Parts
 from interp.hooks import Site
-from interp.loading import Source
 from interp.measures.arrays import as_variable, strings
+from interp.metrics import Metric, at_columns, metric_name, metric_units, readings, resolve_metric
+from interp.metrics import Reading as How
 from interp.models import Policy
-from interp.models.running import as_found
+from interp.models.running import inference
+from interp.models.source import Source
 from interp.patching import Runs, open_runs
-from interp.patching.metrics import UNITS, Metric, check_metric, name_of, reading
-from interp.patching.metrics import Reading as How
-from interp.patching.recording import at_columns, run_to_the_last_residual
-from interp.patching.sweep import read
+from interp.patching.recording import run_to_the_last_residual
 from interp.prompts import Batch, Prompts
-from interp.resampling import max_t, ratio_of_sums
+from interp.stats import interval, max_t
 
 ROWS = 256
 
@@ -111,8 +110,7 @@ def path_patching(
         LoadError: a model cannot be loaded.
     """
     runs = open_runs(recipient, source, prompts, recipient_reads=recipient_reads, **options)
-    has = runs.prompts
-    chosen = check_metric(metric, answers=has.answers is not None, continuations=has.continuations is not None)
+    chosen = resolve_metric(metric, runs.prompts)
     graph = Graph.of(runs.recipient.parts)
     to = _indices(receivers, graph.destinations, "receiver")
     of = _indices(graph.nodes if senders is None else senders, graph.nodes, "sender")
@@ -182,18 +180,13 @@ class _Job:
         own = plain_pass(parts, graph, batch)
         given = plain_pass(others, graph, theirs)
         final, end = _last(parts, own), _last(others, given)
-        log_probs = None
-        if metric == "kl":
-            log_probs = others.logits(theirs.at_last_prompt(end)).double().log_softmax(-1)
-        here, there = (reading(metric, each, first, log_probs) for each in (batch, theirs))
-        count = len(batch.input_ids)
-        mine = read(parts, at_columns(final, here.columns), here, count)[0].numpy()
-        other = read(others, at_columns(end, there.columns), there, count)[0].numpy()
+        here, there = readings(metric, runs.recipient, others, (batch, theirs), end, range(first, first + len(end)))
+        mine, other = here.of_run(parts, final), there.of_run(others, end)
         return cls(runs, graph, batch, own, given, final, here, mine, other)
 
     def patched(self, place: Reading, destination: int, nodes: list[int]) -> np.ndarray:
         """The metric with each node's path to the destination patched, [prompt, node]."""
-        parts, count = self.runs.recipient.parts, len(self.batch.input_ids)
+        parts = self.runs.recipient.parts
         change = torch.stack([self._written(self.given, node) - self._written(self.own, node) for node in nodes])
         columns = self.how.columns
         if place.part == "logits":
@@ -206,7 +199,7 @@ class _Job:
             with _reads(parts, place, destination, entering):
                 final, _ = run_to_the_last_residual(parts, many)
             residual = at_columns(final, columns.repeat(len(nodes), 1))
-        return read(parts, residual, self.how, count).numpy().T
+        return self.how.by_copy(parts, residual).numpy().T
 
     def _written(self, of: Pass, node: int) -> Float[Tensor, "batch seq d_model"]:
         writing = next(each for each in self.graph.writings if node in each.nodes)
@@ -239,7 +232,7 @@ def _reads(parts: Parts, place: Reading, destination: int, entering: Tensor) -> 
 
         handle = module.register_forward_hook(project)
     try:
-        with as_found(parts.model):
+        with inference(parts.model):
             yield
     finally:
         handle.remove()
@@ -261,7 +254,7 @@ def _result(
     flat = effect.reshape(len(effect), -1)
     there = np.isfinite(flat).all(0)
     shape = effect.shape[1:]
-    units = UNITS.get(name_of(metric), "")
+    units = metric_units(metric)
     variables: dict[str, xr.Variable] = {}
 
     def put(name: str, values: np.ndarray, text: str) -> None:
@@ -271,7 +264,7 @@ def _result(
 
     dims, text = ("prompt", "component", "site"), "patched minus recipient"
     variables["effect"] = as_variable(dims, effect, {"long_name": text, "units": units})
-    ratio = ratio_of_sums(flat[:, there], other - mine, groups, seed=seed)
+    ratio = interval(flat[:, there], groups, over=other - mine, seed=seed)
     for name, values in zip(("recovery", "recovery_low", "recovery_high"), ratio, strict=True):
         put(name, values, "sum of effects / sum of (source - recipient), and its 95 % interval")
     put("p", max_t(flat[:, there], groups, seed=seed), "p by sign flips, max-T over all paths")
@@ -284,7 +277,7 @@ def _result(
         "group": ("prompt", groups),
     }
     attrs = {
-        "metric": name_of(metric),
+        "metric": metric_name(metric),
         "units": units,
         "seed": seed,
         "recipient": json.dumps(dict(runs.recipient.description)),

@@ -8,11 +8,10 @@ import numpy as np
 import xarray as xr
 
 from interp.circuits.choice import By, choose, jaccard
-from interp.circuits.resampling import halves, resamples
 from interp.circuits.scores import EdgeScores, mean_of
 from interp.errors import MeasureError
 from interp.measures.arrays import dataset, strings, variable
-from interp.stats import MIN_PROMPTS
+from interp.stats import MIN_PROMPTS, random_halves, resamples
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def stability(scores: EdgeScores, size: int, *, by: By = "top", draws: int = 200
     """
     whole = choose(scores.graph, scores.mean, size, by=by)
     weights = resamples(scores.groups, draws=draws, seed=seed)
-    split = halves(scores.groups, draws=draws, seed=seed)
+    split = random_halves(scores.groups, draws=draws, seed=seed)
     if weights is None or split is None:
         raise MeasureError(
             f"stability needs {MIN_PROMPTS} groups of prompts, and there are fewer; give more prompts (prompts with the"

@@ -6,6 +6,8 @@ import io
 import os
 import signal
 import sys
+from importlib.machinery import PathFinder
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -54,8 +56,28 @@ def _terminated(number: int, _: object) -> None:
     raise SystemExit(128 + number)
 
 
+def _ours_before_others() -> None:
+    """Move every entry of `sys.path` that holds another `training` or `analyses` behind the folder of ours.
+
+    With `python -m` the path begins with the working directory, whose files would be taken for parts of the toolkit.
+    Processes that are spawned from here inherit the path.
+    """
+    home = Path(__file__).resolve().parents[2]
+    ours = [name for name in ("training", "analyses") if (home / name / "__init__.py").is_file()]
+    others = []
+    for entry in sys.path:
+        specs = [PathFinder.find_spec(name, [entry or os.getcwd()]) for name in ours]
+        # A folder without __init__.py, which has no loader, gives way to a package anyway.
+        if any(spec and spec.loader and not Path(spec.origin or "").resolve().is_relative_to(home) for spec in specs):
+            others.append(entry)
+    if others:
+        rest = [entry for entry in sys.path if entry not in others]
+        sys.path[:] = [*rest, *([] if str(home) in rest else [str(home)]), *others]
+
+
 def main() -> None:
     """Run the command line; an error of the toolkit is one line on stderr and exit code 2."""
+    _ours_before_others()
     # Set before anything imports transformers: a shell user wants our one-line errors, not its log or its bars.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

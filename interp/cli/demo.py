@@ -21,20 +21,20 @@ def demo(
     from interp.comparison import FILE, OWN
     from interp.io import check_new_folder, read_json
     from interp.options import check_settings
-    from interp.pair import CheckpointPair
+    from interp.pair import CheckpointPair, pair_folder
     from interp.prompts import Prompts
 
     check_settings(batch_size=1, max_new_tokens=1, seed=seed)
     check_new_folder(out, owned_by=FILE, own=OWN, overwrite=True)
-    shipped = Path(__file__).parent.parent / "data" / "demo"
+    shipped = pair_folder("demo")
     if retrain:
         from interp.cli.train import progress_lines
         from training.demo import build
 
-        pair_folder = out.with_name(out.name + "-pair")
+        target = out.with_name(out.name + "-pair")
         with progress_lines() as progress:
-            pair = build(pair_folder, seed=seed, progress=progress, overwrite=True)
-        print(f"trained the pair again in {pair_folder}")
+            pair = build(target, seed=seed, progress=progress, overwrite=True)
+        print(f"trained the pair again in {target}")
     else:
         pair = CheckpointPair.load(shipped)
     data = read_json(shipped / "prompts.json")

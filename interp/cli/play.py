@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,8 +15,6 @@ if TYPE_CHECKING:
     from interp.pair import CheckpointPair
     from training.playground import Completion, Exchange
     from training.reward import Reward
-
-DEMO = "demo"
 
 
 def play(
@@ -61,11 +58,10 @@ def play(
 
 
 def _load(run: str) -> tuple[CheckpointPair, Reward | None]:
-    from interp.pair import MANIFEST, CheckpointPair
+    from interp.pair import CheckpointPair
     from training.reward import reward_of_pair
 
-    shipped = Path(__file__).parent.parent / "data" / "demo"
-    pair = CheckpointPair.load(shipped if run == DEMO and not (Path(run) / MANIFEST).is_file() else run)
+    pair = CheckpointPair.load(run)
     return pair, reward_of_pair(pair)
 
 

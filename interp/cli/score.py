@@ -55,8 +55,8 @@ def _lines(texts: Sequence[str]) -> list[str]:
 
 
 def _load(source: str, label: str | None, output: str | None, device: str | None, revision: str | None) -> RewardModel:
-    from interp.loading import load_both
     from interp.models import RewardModel
+    from interp.models.pretrained import load_both
 
     # A model of several labels has to be told one; here any will do, as all are printed.
     model, tokenizer = load_both(

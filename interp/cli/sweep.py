@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def sweep(
-    file: Annotated[Path, typer.Argument(help="Sweep file, as recipes/emotions.toml.")],
+    file: Annotated[str, typer.Argument(help="Sweep: a TOML file, or the one of the package, emotions.")],
     out: Annotated[Path | None, typer.Option(help="Folder of the sweep; an earlier state goes on.")] = None,
     engine: Annotated[str, typer.Option(help="local (processes of this machine) or ray.")] = "local",
     jobs: Annotated[int, typer.Option(help="Processes.")] = 1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from interp.errors import ConfigError, InterpError
+from interp.errors import ConfigError
 
 _SHOWN = {"loss": "loss", "reward_mean": "reward", "kl": "KL", "length": "length", "accuracy": "accuracy"}
 _LINES = 10  # lines a stage prints where there is no terminal to keep one line alive on
@@ -60,7 +61,10 @@ def progress_lines() -> Iterator[Callable[[dict[str, Any]], None]]:
 
 
 def train(
-    recipe: Annotated[Path | None, typer.Argument(help="Recipe: a TOML file; not needed with --resume.")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Argument(help="Recipe: a TOML file, or one of the package as demo or emotion; not with --resume."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="New folder for the pair.")] = None,
     engine: Annotated[str | None, typer.Option(help="native, trlx or trl, instead of the recipe's.")] = None,
     override: Annotated[
@@ -96,7 +100,7 @@ def train(
         _train(None, resume, resume=True)
         return
     if recipe is None:
-        raise ConfigError("a recipe is missing: interp train RECIPE.toml --out FOLDER (or --resume FOLDER)")
+        raise ConfigError("a recipe is missing: interp train RECIPE --out FOLDER (or --resume FOLDER)")
     changes = dict(_assignment(text) for text in override or [])
     changes |= {} if engine is None else {"train.engine": engine}
     changes |= {f"nulls.{kind}": str(count) for kind, count in _counts(controls).items()}
@@ -135,10 +139,10 @@ def _train(config: Any, out: Path, *, overwrite: bool = False, resume: bool = Fa
     try:
         with progress_lines() as progress:
             pair = run(config, out, overwrite=overwrite, resume=resume, progress=progress)
-    except KeyboardInterrupt:
-        if unfinished(out).is_dir():
-            raise InterpError(f"interrupted; go on with: interp train --resume {out}") from None
-        raise
+    except (KeyboardInterrupt, SystemExit) as stop:  # Ctrl-C, SIGTERM
+        if unfinished(out).is_dir() and not int(os.environ.get("RANK", "0")):
+            print(f"interp: stopped; go on with: interp train --resume {out}", file=sys.stderr)
+        raise SystemExit(130 if isinstance(stop, KeyboardInterrupt) else stop.code) from None
     if int(os.environ.get("RANK", "0")):
         return  # one of several processes speaks for all
     _print_final(pair)

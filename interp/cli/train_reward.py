@@ -10,7 +10,7 @@ import typer
 
 
 def train_reward(
-    recipe: Annotated[Path, typer.Argument(help="Recipe: a TOML file.")],
+    recipe: Annotated[str, typer.Argument(help="Recipe: a TOML file, or one of the package as goemotions_reward.")],
     out: Annotated[Path | None, typer.Option(help="New folder for the reward model.")] = None,
     override: Annotated[
         list[str] | None, typer.Option("--set", help="Change one key, as train.seed=1; repeatable.")

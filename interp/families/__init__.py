@@ -2,7 +2,7 @@
 
 from interp.families.layout import Attention, Family, Head, Stack
 from interp.families.norms import NormParameters, norm_parameters
-from interp.families.parts import Parts
+from interp.families.parts import Parts, effective, named_weights
 from interp.families.rows import FAMILIES, family_of, register_family
 
 __all__ = [
@@ -13,7 +13,9 @@ __all__ = [
     "NormParameters",
     "Parts",
     "Stack",
+    "effective",
     "family_of",
+    "named_weights",
     "norm_parameters",
     "register_family",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
@@ -12,13 +12,25 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from interp.adapters import named_weights
 from interp.errors import MeasureError, UnknownFamily
 from interp.families.layout import Attention, Head, Stack
 from interp.families.norms import NormParameters, norm_parameters
 from interp.families.rows import family_of
 
 StackName = Literal["encoder", "cross"]
+
+
+def effective(model: nn.Module, name: str) -> Tensor:
+    """A parameter by its name, with what an adapter adds to it."""
+    path, _, leaf = name.rpartition(".")
+    tensor: Tensor = getattr(model.get_submodule(path), leaf)
+    return tensor
+
+
+def named_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter under its name in the base, with what an adapter adds to it."""
+    for name, _ in model.named_parameters():
+        yield name, effective(model, name)
 
 
 def _linear(module: nn.Module) -> tuple[Float[Tensor, "d_in d_out"], Float[Tensor, " d_out"] | None]:

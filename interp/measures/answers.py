@@ -9,8 +9,8 @@ from torch import Tensor
 
 from interp.measures.arrays import dataset, stack_models, strings, variable
 from interp.models import Policy, Trace
+from interp.models.offload import AllInMemory, InMemory
 from interp.prompts import TokenizedPrompts, make_batch
-from interp.turns import Together, Turns
 
 
 def response_logprobs(trace: Trace) -> Float[Tensor, " batch"]:
@@ -30,7 +30,7 @@ def response_logprobs(trace: Trace) -> Float[Tensor, " batch"]:
 
 
 def answers(
-    base: Policy, tuned: Policy, tokens: TokenizedPrompts, *, batch_size: int = 16, turns: Turns | None = None
+    base: Policy, tuned: Policy, tokens: TokenizedPrompts, *, batch_size: int = 16, turns: InMemory | None = None
 ) -> xr.Dataset:
     """Log-probability of both answers, summed over their tokens, and its difference.
 
@@ -62,7 +62,7 @@ def answers(
             )
         )
     for policy, found in zip((base, tuned), sums, strict=True):
-        (turns or Together()).only(policy)
+        (turns or AllInMemory()).only(policy)
         for batch in batches:
             found.append(response_logprobs(policy.trace(batch)).cpu().unflatten(0, (2, -1)).T)
     total = stack_models(*(torch.cat(found) for found in sums))

@@ -17,9 +17,9 @@ from interp.divergences import KINDS, divergences
 from interp.measures.arrays import MODELS, Variable, dataset, strings, variable
 from interp.measures.logits import response_steps, response_variables
 from interp.models import Policy, RewardModel
+from interp.models.offload import KEPT_BYTES, AllInMemory, InMemory
 from interp.prompts import Batch, make_batch, response_texts
 from interp.sampling import end_ids, sample
-from interp.turns import KEPT_BYTES, Together, Turns
 
 Ids = Sequence[Sequence[int]]
 
@@ -36,7 +36,7 @@ def completions(
     max_new_tokens: int = 24,
     batch_size: int = 16,
     seed: int = 0,
-    turns: Turns | None = None,
+    turns: InMemory | None = None,
     kept: dict[Any, Any] | None = None,
 ) -> xr.Dataset:
     """Sample responses to each prompt from each model, with the same random numbers, at temperature 1.
@@ -62,7 +62,7 @@ def completions(
         kept: what base said in an earlier call with the same arguments but `tuned`, which is taken from here and put
             here.
     """
-    count, turns = len(prompt_ids), turns or Together()
+    count, turns = len(prompt_ids), turns or AllInMemory()
     max_new_tokens = min([max_new_tokens, *(p.context_length for p in (base, tuned) if p.context_length is not None)])
     own = [_repeated(draws, *ids) for ids in ((prompt_ids, encoder_ids), tuned_ids or (prompt_ids, encoder_ids))]
     texts, before, ids, scores, values = [], [], [], [], []
@@ -184,7 +184,7 @@ def _along(
     responses: Ids,
     steps: int,
     batch_size: int,
-    turns: Turns,
+    turns: InMemory,
     kept: dict[int, Tensor] | None,
 ) -> Float[Tensor, "kind prompt step"]:
     """Where response tokens are predicted: what `KINDS` names, and each model's log-probability of the token.
@@ -211,11 +211,11 @@ def _along(
 
 
 def _logits_along(
-    models: tuple[Policy, Policy], batches: Iterator[Batch], turns: Turns, kept: dict[int, Tensor] | None
+    models: tuple[Policy, Policy], batches: Iterator[Batch], turns: InMemory, kept: dict[int, Tensor] | None
 ) -> Iterator[tuple[Batch, Bool[Tensor, "batch seq"], Float[Tensor, "row vocab"], Float[Tensor, "row vocab"]]]:
     """Of each batch: its tokens, which of them predict response tokens, and base's and tuned's logits at those."""
     base, tuned = models
-    if kept is None or not isinstance(turns, Together):
+    if kept is None or not isinstance(turns, AllInMemory):
         for pair in turns.pairs(base, [tuned], batches, []):
             batch = pair.base.batch.to("cpu")
             wanted = _predicting(batch)

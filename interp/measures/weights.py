@@ -11,9 +11,8 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from interp.adapters import effective
 from interp.errors import MeasureError
-from interp.families import Parts
+from interp.families import Parts, effective
 from interp.measures.arrays import Variable, dataset, strings, variable
 from interp.measures.spectra import DIRECTIONS, SpectralChange, size_and_directions, spectral_change
 from interp.models import Policy

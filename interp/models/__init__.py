@@ -1,10 +1,11 @@
 """Policy and RewardModel: a model, its tokenizer and its named parts, checked when it is loaded."""
 
-from interp.loading import Source, describe_source, load_model, load_tokenizer, source_name
 from interp.models.fidelity import check_fidelity
 from interp.models.policy import Policy, Trace
-from interp.models.reward import RewardModel, RewardTrace
-from interp.models.running import as_found
+from interp.models.pretrained import load_model, load_tokenizer
+from interp.models.reward_model import RewardModel, RewardTrace
+from interp.models.running import inference
+from interp.models.source import Source, describe_source, source_name
 
 __all__ = [
     "Policy",
@@ -12,9 +13,9 @@ __all__ = [
     "RewardTrace",
     "Source",
     "Trace",
-    "as_found",
     "check_fidelity",
     "describe_source",
+    "inference",
     "load_model",
     "load_tokenizer",
     "source_name",

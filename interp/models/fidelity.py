@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,15 +20,11 @@ from interp.errors import FidelityError
 from interp.families import Parts
 from interp.families.parts import StackName
 from interp.hooks import Site, has_site
-from interp.loading import source_name
-from interp.models.running import as_found, at_read_token, forward_inputs, run
+from interp.models.running import at_read_token, forward_inputs, inference, run
 from interp.prompts import Batch, make_batch
 
-if TYPE_CHECKING:
-    from interp.models.policy import Policy
 
-
-def check_fidelity(policy: Policy | nn.Module) -> dict[str, float]:
+def check_fidelity(model: nn.Module, name: str | None = None) -> dict[str, float]:
     """Compare what is captured with the bare model, on two short rows of which one is padded.
 
     Checked, each as a fraction of the largest magnitude in what it is compared with:
@@ -40,7 +36,8 @@ def check_fidelity(policy: Policy | nn.Module) -> dict[str, float]:
     - `attribution`: all components' attribution, and the last quantity linear in the residual.
 
     Args:
-        policy: a policy, or a model of transformers whose class is in some row (a classifier, say).
+        model: a model of transformers whose class is in some row, a policy's or a classifier.
+        name: how an error calls it; None: by its class.
 
     Returns:
         The largest error of each kind.
@@ -48,8 +45,7 @@ def check_fidelity(policy: Policy | nn.Module) -> dict[str, float]:
     Raises:
         FidelityError: one is above 1e-6 (logits), 1e-5 (the others), or 10 rounding errors of the model's dtype.
     """
-    model = policy if isinstance(policy, nn.Module) else policy.model
-    name = type(model).__name__ if isinstance(policy, nn.Module) else source_name(policy.description)
+    name = name or type(model).__name__
     try:
         errors = fidelity(Parts(model))
     except torch.OutOfMemoryError:
@@ -118,7 +114,7 @@ def _probe(parts: Parts, side: Literal["left", "right"]) -> Batch:
 
 def _bare(parts: Parts, batch: Batch) -> Tensor:
     """Logits of the model itself: on the batch, or, where it reads one token, on each row without padding."""
-    with as_found(parts.model, eager=True):
+    with inference(parts.model, eager=True):
         if parts.head.reads == "every":
             return parts.model(**forward_inputs(parts, batch)).logits
         rows = [ids[mask].tolist() for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True)]

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from interp.decomposition import residual_sites
 from interp.families import Parts
 from interp.hooks import Site
-from interp.loading import DeviceMap, Source, describe_source, load_both
 from interp.models.fidelity import check_fidelity
+from interp.models.pretrained import DeviceMap, load_both
 from interp.models.running import run
+from interp.models.source import Source, describe_source, source_name
 from interp.prompts import Batch
 
 
@@ -75,7 +76,7 @@ class Policy:
         model: the module of transformers; never changed beyond a forward pass.
         tokenizer: its tokenizer.
         parts: its parts by the field's names.
-        description: where it comes from (`interp.loading.describe_source`), family, architecture, parameters, dtype.
+        description: where it comes from (see `interp.models.describe_source`), family, architecture, parameters, dtype.
     """
 
     model: nn.Module
@@ -139,7 +140,7 @@ class Policy:
         parts = Parts(model)
         policy = cls(model, tokenizer, parts, _describe(source, model, parts, revision))
         if check:
-            check_fidelity(policy)
+            check_fidelity(model, source_name(policy.description))
         return policy
 
     @property

@@ -18,7 +18,7 @@ from interp.sampling import evaluating
 
 
 @contextlib.contextmanager
-def as_found(model: nn.Module, *, eager: bool = False) -> Iterator[None]:
+def inference(model: nn.Module, *, eager: bool = False) -> Iterator[None]:
     """Run a model in eval mode without gradients, and give it back as it was found.
 
     Args:
@@ -76,7 +76,7 @@ def run(
     eager = eager or any(site.name == "pattern" for site in wanted)
     final = Site("resid_post", parts.n_layers - 1)
     one_token = parts.head.reads != "every"
-    with as_found(parts.model, eager=eager):
+    with inference(parts.model, eager=eager):
         with capture(parts, {*wanted, final} if one_token else wanted) as store:
             output = (parts.backbone if one_token else parts.model)(**forward_inputs(parts, batch))
         # Read once the hooks are gone: the head of some families runs a module that they sit on.

@@ -12,15 +12,14 @@ from typing import Any, Literal
 import numpy as np
 
 from interp.errors import MeasureError
-from interp.loading import Source
+from interp.metrics import Metric, check_finite, check_whole, metric_name, readings, resolve_metric
 from interp.models import Policy, RewardModel
-from interp.patching.checks import check_finite, check_whole
-from interp.patching.metrics import Metric, chosen_metric, name_of, readings
+from interp.models.source import Source
 from interp.patching.opening import Runs, check_no_options, open_runs, tokens_of
-from interp.patching.recording import at_columns, record
+from interp.patching.recording import record
 from interp.patching.replay import verify
 from interp.patching.result import Patching, build
-from interp.patching.sweep import TOKENS, own_values, read, sweep
+from interp.patching.sweep import TOKENS, sweep
 from interp.patching.targets import Intervention, Sites, interventions, random_like
 from interp.patching.values import activations, captured_sites, replaced_by, values_of
 from interp.prompts import Batch, Prompts
@@ -195,7 +194,7 @@ def patch_runs(
     check_whole(batch_size=batch_size, tokens=tokens)
     check_whole(0, random_sets=random_sets, seed=seed)
     prompts, parts = runs.prompts, runs.recipient.parts
-    chosen = chosen_metric(metric, prompts, runs.recipient)
+    chosen = resolve_metric(metric, prompts, runs.recipient)
     width = max(map(len, runs.reads.encoder_ids or runs.reads.prompt_ids))
     wanted = interventions(parts, sites, positions, width)
     beside, owners = random_like(parts, wanted, random_sets, seed)
@@ -209,7 +208,7 @@ def patch_runs(
         if progress is not None:
             progress(min(first + batch_size, len(prompts)) * len(everything), len(prompts) * len(everything))
     patched, recipient, source, readout = (np.concatenate(each) for each in zip(*blocks, strict=True))
-    check_finite(name_of(chosen), recipient=recipient, source=source, patched=patched)
+    check_finite(metric_name(chosen), recipient=recipient, source=source, patched=patched)
     return build(
         runs, wanted, patched, recipient, None if by is not None else source, readout, owners,
         metric=chosen, positions=positions, by=by, seed=seed,
@@ -231,12 +230,14 @@ def _one_batch(
     """Patched [prompt, site], recipient, source and readout [prompt]."""
     parts, theirs = runs.recipient.parts, runs.source.parts
     store, final = activations(theirs, other, captured_sites(everything) if put is None else ())
-    here, there = readings(metric, runs.recipient, runs.source_reader, (batch, other), final, first)
-    source = read(runs.source_reader, at_columns(final, there.columns), there, len(final))[0]
+    here, there = readings(
+        metric, runs.recipient, runs.source_reader, (batch, other), final, range(first, first + len(final))
+    )
+    source = there.of_run(runs.source_reader, final)
     recording = record(parts, batch)
     if short_cut and first == 0:
         verify(recording)
     values = values_of(theirs, store) if put is None else put(first, batch)
     patched = sweep(recording, everything, values, here, tokens=tokens, short_cut=short_cut)
-    mine, readout = own_values(recording, here), own_values(recording, here, runs.source_reader)
-    return patched.numpy(), mine.numpy(), source.numpy(), readout.numpy()
+    mine, readout = here.of_run(parts, recording.final), here.of_run(runs.source_reader, recording.final)
+    return patched.numpy(), mine, source, readout

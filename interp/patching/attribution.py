@@ -12,17 +12,24 @@ from torch import Tensor
 
 from interp.families import Parts
 from interp.hooks import Edit, Site, patch
-from interp.loading import Source
 from interp.measures.arrays import as_variable
+from interp.metrics import (
+    Metric,
+    Reading,
+    at_columns,
+    check_finite,
+    check_whole,
+    metric_name,
+    readings,
+    resolve_metric,
+)
 from interp.models import Policy, RewardModel
-from interp.models.running import as_found, forward_inputs
+from interp.models.running import forward_inputs, inference
+from interp.models.source import Source
 from interp.patching.activation import patch_runs
-from interp.patching.checks import check_finite, check_whole
-from interp.patching.metrics import Metric, Reading, chosen_metric, name_of, readings
 from interp.patching.opening import Runs, open_runs
-from interp.patching.recording import at_columns, record
+from interp.patching.recording import record
 from interp.patching.result import Patching, build
-from interp.patching.sweep import read
 from interp.patching.targets import Intervention, Sites, Target, interventions, position_mask
 from interp.patching.values import activations, captured_sites, values_of
 from interp.prompts import Batch, Prompts
@@ -91,7 +98,7 @@ def attribution_map(
 ) -> Patching:
     """The estimate alone (see `attribution_patching`), of loaded models."""
     parts = runs.recipient.parts
-    chosen = chosen_metric(metric, runs.prompts, runs.recipient)
+    chosen = resolve_metric(metric, runs.prompts, runs.recipient)
     check_whole(batch_size=batch_size)
     check_whole(0, steps=steps, seed=seed)
     width = max(map(len, runs.reads.encoder_ids or runs.reads.prompt_ids))
@@ -100,7 +107,7 @@ def attribution_map(
     for number, (batch, other) in enumerate(runs.batches(batch_size)):
         blocks.append(_one_batch(runs, batch, other, wanted, chosen, number * batch_size, steps))
     estimate, recipient, source, readout = (np.concatenate(each) for each in zip(*blocks, strict=True))
-    check_finite(name_of(chosen), recipient=recipient, source=source, estimated=estimate)
+    check_finite(metric_name(chosen), recipient=recipient, source=source, estimated=estimate)
     found = build(
         runs, wanted, recipient[:, None] + estimate, recipient, source, readout, [()] * len(wanted),
         metric=chosen, positions=positions, by=None, seed=seed,
@@ -154,7 +161,7 @@ def _one_batch(
     targets = sorted({Target(target.site) for each in wanted for target in each.targets})
     store, final = activations(theirs, other, captured_sites(wanted))
     reader = runs.source_reader
-    here, there = readings(metric, runs.recipient, reader, (batch, other), final, number)
+    here, there = readings(metric, runs.recipient, reader, (batch, other), final, range(number, number + len(final)))
     whole = values_of(theirs, store)
     wholes = {target.site: whole(target) for target in targets}
     if steps == 0:
@@ -173,11 +180,8 @@ def _one_batch(
                 gradients[site] = gradients[site] + at[site] / steps
     contributions = {site: (differences[site] * gradients[site]).detach() for site in differences}
     estimate = torch.stack([_sum(contributions, each, batch) for each in wanted], dim=1)
-    count = len(batch.input_ids)
-    mine_values = read(parts, at_columns(residual, here.columns), here, count)[0]
-    read_by_source = read(reader, at_columns(residual, here.columns), here, count)[0]
-    source = read(reader, at_columns(final, there.columns), there, count)[0]
-    return estimate.cpu().numpy(), mine_values.numpy(), source.numpy(), read_by_source.numpy()
+    source = there.of_run(reader, final)
+    return estimate.cpu().numpy(), here.of_run(parts, residual), source, here.of_run(reader, residual)
 
 
 def gradient_at(
@@ -213,7 +217,7 @@ def gradient_at(
 
     ends = edits.pop(last, None)
     edits[last] = keep if ends is None else lambda value: keep(ends(value))
-    with as_found(parts.model), torch.enable_grad():
+    with inference(parts.model), torch.enable_grad():
         with patch(parts, edits):
             model(**forward_inputs(parts, batch))
         # Read once the hooks are gone: the head of some families runs a module that they sit on.

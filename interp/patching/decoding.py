@@ -17,7 +17,7 @@ from torch import Tensor
 
 from interp.families import Parts
 from interp.hooks import Edit, Site, capture, patch
-from interp.models.running import as_found
+from interp.models.running import inference
 from interp.patching.opening import Runs
 from interp.patching.rows import edits, writes
 from interp.patching.targets import Intervention
@@ -56,7 +56,7 @@ class Stream:
         inputs: dict[str, Any] = {"input_ids": self._ids, "attention_mask": self._mask.long()}
         if parts.takes_positions:
             inputs["position_ids"] = self._positions + parts.family.position_offset(parts.model.config)
-        with as_found(parts.model), patch(parts, changes or {}), capture(parts, {*sites, final}) as store:
+        with inference(parts.model), patch(parts, changes or {}), capture(parts, {*sites, final}) as store:
             output = parts.backbone(**inputs, past_key_values=self._cache, use_cache=True)
         self._cache = output.past_key_values
         return store[final][:, -1], {site: store[site] for site in sites}

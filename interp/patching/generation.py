@@ -13,13 +13,14 @@ from torch import Tensor
 from interp.errors import MeasureError
 from interp.families import Parts
 from interp.hooks import patch
-from interp.loading import Source
 from interp.measures.arrays import as_variable, strings
+from interp.metrics import at_columns
 from interp.models import Policy, RewardModel
+from interp.models.source import Source
 from interp.patching.activation import Progress
 from interp.patching.decoding import InStep, can_be_cached
 from interp.patching.opening import Runs, open_runs
-from interp.patching.recording import at_columns, run_to_the_last_residual
+from interp.patching.recording import run_to_the_last_residual
 from interp.patching.result import Patching, build
 from interp.patching.rows import edits, writes
 from interp.patching.targets import Intervention, Sites, interventions, random_like

@@ -9,9 +9,9 @@ from typing import Any
 from interp.engine import check_lengths
 from interp.errors import MeasureError, PromptError, TokenizerMismatch
 from interp.families import Parts
-from interp.loading import Source
 from interp.models import Policy, RewardModel
-from interp.models.lineup import load_lineup, shared_tokens
+from interp.models.matched import load_matched, shared_tokens
+from interp.models.source import Source
 from interp.prompts import Batch, Prompts, TokenizedPrompts
 
 Model = Policy | RewardModel
@@ -98,7 +98,7 @@ def open_runs(
             _loaded(recipient, "recipient"), _loaded(source, "source"), prompts, recipient_reads=recipient_reads
         )
     tokenizer = options.pop("tokenizer", None)
-    models = load_lineup(recipient, source, tokenizer=tokenizer, options=options)
+    models = load_matched(recipient, source, tokenizer=tokenizer, options=options)
     return runs_of(models.base, models.tuned, prompts, recipient_reads=recipient_reads)
 
 

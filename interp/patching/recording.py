@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -14,22 +13,11 @@ from interp.families import Parts
 from interp.hooks import Site, capture
 from interp.hooks.attention import listens
 from interp.hooks.shapes import first
-from interp.models.running import as_found, forward_inputs
+from interp.metrics import at_columns
+from interp.models.running import forward_inputs, inference
 from interp.prompts import Batch
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
-
-
-def at_columns(values: Float[Tensor, "row seq *rest"], columns: Int[Tensor, "row column"]) -> Tensor:
-    """The values at each row's columns."""
-    rows = torch.arange(len(values), device=values.device)[:, None]
-    return values[rows, columns.to(values.device)]
-
-
-def read_columns(parts: Parts, batch: Batch) -> Int[Tensor, "batch 1"]:
-    """The column that a head reads: of a policy, and of a causal classifier, the last of a prompt; else [CLS]'s."""
-    column = batch.first if parts.head.reads == "first" else batch.last_prompt
-    return column[:, None]
 
 
 @dataclass(frozen=True)
@@ -104,6 +92,6 @@ def run_to_the_last_residual(
     final = Site("resid_post", parts.n_layers - 1)
     eager = any(site.name == "pattern" for site in sites)
     model = parts.model if parts.family.encoder is not None else parts.backbone
-    with as_found(parts.model, eager=eager), capture(parts, {*sites, final}) as store:
+    with inference(parts.model, eager=eager), capture(parts, {*sites, final}) as store:
         model(**forward_inputs(parts, batch))
     return store[final], {site: store[site] for site in sites}

@@ -22,8 +22,9 @@ from interp.errors import FidelityError
 from interp.families import Parts
 from interp.hooks import Edit, Site, capture, patch
 from interp.hooks.shapes import with_first
-from interp.models.running import as_found
-from interp.patching.recording import Call, Recording, at_columns, read_columns, run_to_the_last_residual
+from interp.metrics import at_columns, read_columns
+from interp.models.running import inference
+from interp.patching.recording import Call, Recording, run_to_the_last_residual
 from interp.patching.short_cuts import NoShortCut, attention_result, attention_stands_for, last_attention
 from interp.prompts import Batch
 
@@ -60,7 +61,7 @@ def replay(
     """
     parts, last = recording.parts, recording.parts.n_layers - 1
     wide = columns.repeat(copies, 1)
-    with as_found(parts.model):
+    with inference(parts.model):
         state = _repeat(recording.hidden(start), copies, len(recording.batch.input_ids))
         for layer in range(start, parts.n_layers):
             own = {site: edit for site, edit in edits.items() if site.layer == layer}

@@ -14,11 +14,10 @@ import xarray as xr
 from interp.columns import frame_text
 from interp.errors import MeasureError
 from interp.measures.arrays import as_variable, strings
+from interp.metrics import Metric, metric_name, metric_units
 from interp.models import RewardModel
-from interp.patching.metrics import Metric, name_of, units_of
 from interp.patching.targets import Intervention
-from interp.resampling import max_t, ratio_of_sums
-from interp.stats import bootstrap_mean
+from interp.stats import interval, max_t
 
 
 @dataclass(frozen=True)
@@ -88,13 +87,13 @@ class Patching:
         effect = data["effect"].values
         sizes = np.nansum(effect, axis=0) / np.maximum(data["prompts"].values, 1)
         order = np.argsort(-np.abs(sizes), kind="stable")
-        bounds = [bootstrap_mean(effect[:, index], groups, seed=seed) for index in order]
+        mean, low, high = interval(effect[:, order], groups, seed=seed)
         frame = pd.DataFrame(
             {
                 "site": data["label"].values[order],
-                "effect": [each[0] for each in bounds],
-                "low": [each[1] for each in bounds],
-                "high": [each[2] for each in bounds],
+                "effect": mean,
+                "low": low,
+                "high": high,
             }
         )
         for name in ("recovery", "recovery_low", "recovery_high", "p"):
@@ -138,7 +137,7 @@ def build(
         seed: of the resampling.
     """
     groups = np.unique(np.array(runs.prompts.groups, dtype=object), return_inverse=True)[1]
-    units = units_of(metric, runs.recipient)
+    units = metric_units(metric, runs.recipient)
     count, there = len(wanted), _there(runs, wanted, owners)
     effects = np.where(there, patched - recipient[:, None], np.nan)
     variables: dict[str, xr.Variable] = {
@@ -163,14 +162,14 @@ def build(
         if runs.recipient.model is not runs.source.model and not runs.mixed:
             text = "metric of the recipient's last residual read by the source"
             variables["readout"] = as_variable(("prompt",), readout, _attrs(text, units))
-            own = ratio_of_sums((readout - recipient)[:, None], gaps, groups, seed=seed)
+            own = interval((readout - recipient)[:, None], groups, over=gaps, seed=seed)
             for name, values in zip(names, own, strict=True):
                 variables[f"readout_{name}"] = as_variable((), values[0], _attrs("of the readout"))
         variables |= _random(ratio[0][count:], owners)
     coords = {"prompt": range(len(recipient)), "group": ("prompt", groups), **_coords(wanted)}
     settings = {"positions": positions, "by": by, "sites": count}
     attrs = {
-        "metric": name_of(metric),
+        "metric": metric_name(metric),
         "units": units,
         "seed": seed,
         "settings": json.dumps(settings, default=str),
@@ -204,13 +203,13 @@ def _there(runs: Any, wanted: Sequence[Intervention], owners: Sequence[tuple[int
 def _ratios(
     effects: np.ndarray, gaps: np.ndarray, groups: np.ndarray, there: np.ndarray, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`ratio_of_sums` of each site over the prompts that have its tokens."""
+    """The ratio of sums of each site over the prompts that have its tokens."""
     found = np.full((3, effects.shape[1]), np.nan)
     patterns, which = np.unique(there, axis=1, return_inverse=True)
     for index, rows in enumerate(patterns.T):
         sites = np.flatnonzero(which.ravel() == index)
         if rows.any():
-            found[:, sites] = ratio_of_sums(effects[rows][:, sites], gaps[rows], groups[rows], seed=seed)
+            found[:, sites] = interval(effects[rows][:, sites], groups[rows], over=gaps[rows], seed=seed)
     return found[0], found[1], found[2]
 
 

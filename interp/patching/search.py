@@ -16,11 +16,11 @@ from torch import Tensor
 
 from interp.columns import frame_text
 from interp.errors import MeasureError
-from interp.loading import Source
 from interp.measures.arrays import as_variable, strings
+from interp.metrics import Metric
 from interp.models import Policy, RewardModel
+from interp.models.source import Source
 from interp.patching.activation import RANDOM_SETS, patch_runs
-from interp.patching.metrics import Metric
 from interp.patching.opening import Runs, open_runs, runs_of
 from interp.patching.targets import Intervention, Sites, Target, interventions
 from interp.prompts import Prompts

@@ -17,18 +17,16 @@ from torch import Tensor
 from interp.columns import frame_text
 from interp.errors import MeasureError
 from interp.hooks import Edit, Site, has_site
-from interp.loading import Source
 from interp.measures.arrays import as_variable
+from interp.metrics import Metric, metric_name, metric_units, readings, resolve_metric
 from interp.models import Policy
-from interp.patching.metrics import UNITS, Metric, Reading, check_metric, name_of, reading
+from interp.models.source import Source
 from interp.patching.opening import Runs, open_runs
 from interp.patching.replay import run_whole
-from interp.patching.sweep import read
 from interp.patching.targets import interventions, position_mask
 from interp.patching.values import activations
 from interp.prompts import Batch, Prompts
-from interp.resampling import ratio_of_sums
-from interp.stats import bootstrap_mean, selection_halves
+from interp.stats import interval, selection_halves
 
 DOSES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
 STREAM = ("resid_pre", "resid_mid", "resid_post")
@@ -119,9 +117,8 @@ def steering(
             f"steering adds to a residual ({', '.join(STREAM)}) of layer 0 to {runs.recipient.parts.n_layers - 1}, not"
             f" to {site}"
         )
-    has = runs.prompts
-    chosen = check_metric(metric, answers=has.answers is not None, continuations=has.continuations is not None)
-    groups = np.unique(np.array(has.groups, dtype=object), return_inverse=True)[1]
+    chosen = resolve_metric(metric, runs.prompts)
+    groups = np.unique(np.array(runs.prompts.groups, dtype=object), return_inverse=True)[1]
     estimating, judging = selection_halves(groups)
     width = max(map(len, runs.reads.encoder_ids or runs.reads.prompt_ids))
     where = interventions(runs.recipient.parts, site, positions, width)
@@ -133,10 +130,10 @@ def steering(
     noise = torch.randn(random_directions, len(vector), generator=generator, dtype=torch.float64)
     noise = noise / noise.norm(dim=1, keepdim=True) * vector.norm()
     metrics, mine, other = job.judge(torch.cat([vector[None], noise]), doses, judging, batch_size)
-    data = _dataset(metrics, mine, other, doses, groups[judging], UNITS.get(name_of(chosen), ""), seed)
+    data = _dataset(metrics, mine, other, doses, groups[judging], metric_units(chosen), seed)
     attrs = {
-        "metric": name_of(chosen),
-        "units": UNITS.get(name_of(chosen), ""),
+        "metric": metric_name(chosen),
+        "units": metric_units(chosen),
         "site": str(site),
         "positions": str(positions),
         "norm": float(vector.norm()),
@@ -191,28 +188,16 @@ class _Job:
         for part, batch, other in self._batches(rows, size):
             parts, theirs = self.runs.recipient.parts, self.runs.source.parts
             final = activations(theirs, other, [])[1]
-            log_probs = None
-            if self.metric == "kl":
-                log_probs = theirs.logits(other.at_last_prompt(final)).double().log_softmax(-1)
-            here, there = self._reading(batch, part, log_probs), self._reading(other, part, log_probs)
-            count = len(part)
-            other_own.append(read(theirs, _columns(final, there), there, count)[0].numpy())
-            mine = activations(parts, batch, [])[1]
-            own.append(read(parts, _columns(mine, here), here, count)[0].numpy())
-            table = np.empty((count, len(vectors), len(doses)))
+            here, there = readings(self.metric, self.runs.recipient, theirs, (batch, other), final, part.tolist())
+            other_own.append(there.of_run(theirs, final))
+            own.append(here.of_run(parts, activations(parts, batch, [])[1]))
+            table = np.empty((len(part), len(vectors), len(doses)))
             for index, vector in enumerate(vectors):
                 steps = torch.tensor(doses, dtype=torch.float64)[:, None] * vector
                 residual = run_whole(parts, batch, len(doses), {self.site: self._add(steps, batch)}, here.columns)
-                table[:, index] = read(parts, residual, here, count).numpy().T
+                table[:, index] = here.by_copy(parts, residual).numpy().T
             moved.append(table)
         return np.concatenate(moved), np.concatenate(own), np.concatenate(other_own)
-
-    def _reading(self, batch: Batch, part: np.ndarray, log_probs: Tensor | None) -> Reading:
-        """How the metric is read; one of the user's own is told the prompts' numbers among all."""
-        if not callable(self.metric):
-            return reading(self.metric, batch, 0, log_probs)
-        metric, numbers = self.metric, torch.tensor(part, device=batch.input_ids.device)
-        return reading(lambda logits, rows: metric(logits, numbers[rows]), batch, 0, log_probs)
 
     def _add(self, steps: Float[Tensor, "dose d_model"], batch: Batch) -> Edit:
         mask = position_mask(batch, self.site, self.where)
@@ -222,12 +207,6 @@ class _Job:
             return value + (rows if mask is None else rows * mask.repeat(len(steps), 1)[..., None].to(value))
 
         return change
-
-
-def _columns(residual: Tensor, how: Reading) -> Tensor:
-    from interp.patching.recording import at_columns
-
-    return at_columns(residual, how.columns)
 
 
 def _dataset(
@@ -240,8 +219,8 @@ def _dataset(
     seed: int,
 ) -> xr.Dataset:
     own = metrics[:, 0]
-    bounds = np.array([bootstrap_mean(column, groups, seed=seed) for column in own.T]).T
-    ratio = ratio_of_sums(own - mine[:, None], other - mine, groups, seed=seed)
+    bounds = interval(own, groups, seed=seed)
+    ratio = interval(own - mine[:, None], groups, over=other - mine, seed=seed)
     said = {
         "metric": (("prompt", "dose"), own, "metric under the dose", units),
         "effect": (("prompt", "dose"), own - mine[:, None], "steered minus unsteered", units),

@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.families import Parts
-from interp.patching.metrics import Reading
+from interp.metrics import Reading
 from interp.patching.recording import Recording
 from interp.patching.replay import replay, run_whole
 from interp.patching.rows import Values, edits, writes
@@ -56,21 +55,8 @@ def sweep(
             residual = run_whole(parts, batch, len(chosen), change, reading.columns)
         else:
             residual = replay(recording, start, len(chosen), change, reading.columns)
-        found[:, list(indices)] = read(parts, residual, reading, count).T
+        found[:, list(indices)] = reading.by_copy(parts, residual).T
     return found
-
-
-def read(parts: Parts, residual: Tensor, reading: Reading, count: int) -> Float[Tensor, "copy prompt"]:
-    """The metric of rows that are `count` prompts, several times over."""
-    rows = torch.arange(len(residual), device=residual.device) % count
-    with torch.no_grad():
-        return reading.read(parts, residual, rows).reshape(-1, count).cpu()
-
-
-def own_values(recording: Recording, reading: Reading, reader: Parts | None = None) -> Float[Tensor, " prompt"]:
-    """The metric without any patch, read by the model itself or by another model's norm and unembedding."""
-    residual = recording.at(reading.columns)
-    return read(reader or recording.parts, residual, reading, len(recording.batch.input_ids))[0]
 
 
 def _passes(interventions: Sequence[Intervention], most: int) -> Iterator[tuple[int | None, Sequence[int]]]:

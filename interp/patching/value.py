@@ -10,13 +10,13 @@ import numpy as np
 import scipy.stats
 import xarray as xr
 
-from interp.loading import Source
 from interp.measures.arrays import as_variable, strings
 from interp.models import Policy, RewardModel
-from interp.models.value import ValueHead, values_along
+from interp.models.source import Source
+from interp.models.value_head import ValueHead, values_along
 from interp.prompts import Prompts
 from interp.sampling import end_ids, sample
-from interp.stats import bootstrap_mean
+from interp.stats import interval
 
 Scores = Callable[[list[str]], Sequence[float]]
 
@@ -102,7 +102,7 @@ def _dataset(
     owner = np.tile(groups, samples)
     for step in range(steps):
         here = np.isfinite(table[:, step])
-        by_step[:3, step] = bootstrap_mean(table[:, step], owner, seed=seed)
+        by_step[:3, step] = interval(table[:, step], owner, seed=seed)
         value, final = table[here, step], scores[here]
         if here.sum() > 2 and np.ptp(value) > 0 and np.ptp(final) > 0:
             by_step[3, step] = scipy.stats.pearsonr(value, final).statistic

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from io import BytesIO
 from typing import Any, Protocol, runtime_checkable
 
 import matplotlib.style
@@ -179,9 +180,18 @@ def span(low: float, high: float) -> str:
     return ends[0] if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
 
 
+class NotebookFigure(Figure):
+    """A figure that a notebook shows as the last line of a cell, with no pyplot and no `%matplotlib inline`."""
+
+    def _repr_png_(self) -> bytes:
+        memory = BytesIO()
+        self.savefig(memory, format="png")
+        return memory.getvalue()
+
+
 def sheet(width: float, height: float) -> Figure:
     """An empty figure, `width` in cm and `height` in inches."""
-    return Figure(figsize=(width * _CM, height), layout="constrained")
+    return NotebookFigure(figsize=(width * _CM, height), layout="constrained")
 
 
 def panels(

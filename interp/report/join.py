@@ -15,7 +15,7 @@ from markupsafe import Markup
 from interp.errors import InterpError, MeasureError
 from interp.io import write_text
 from interp.plot.style import number, span
-from interp.report.templates import resource, template
+from interp.result.pages import resource, template
 from interp.reward.flat import records
 from interp.reward.joining import token_join_of
 

@@ -12,12 +12,13 @@ from interp.io import write_text
 from interp.plot.bars import completeness_words
 from interp.plot.style import Result
 from interp.report import views
+from interp.report.any_result import added_views
 from interp.report.figures import SPECS, draw
 from interp.report.join import coloured_texts
 from interp.report.sections import missing, present
 from interp.report.svg import glyph_sheet, style_sheet
-from interp.report.templates import resource, template
 from interp.report.verdict import verdict
+from interp.result.pages import resource, template
 from interp.text import RANGES, interval_notes
 
 
@@ -28,7 +29,9 @@ def render(cmp: Result) -> str:
     """
     data, table = cmp.dataset, cmp.summary()
     figures = {spec.name: drawn for spec in SPECS if (drawn := draw(cmp, spec)) is not None}
+    added = added_views(getattr(cmp, "added", {}))
     drawings = [drawing for drawn in figures.values() for drawing in drawn.values()]
+    drawings += [drawing for view in added for drawing in view.drawings()]
     parts = {
         "tokens": views.top_tokens(data),
         "attention": views.attention(data),
@@ -55,6 +58,7 @@ def render(cmp: Result) -> str:
         attention_json=views.embed(parts["attention"]),
         groups=groups,
         sections=[section for sections in groups.values() for section in sections],
+        added=added,
         missing=missing(names, data),
         completeness=completeness_words(data),
         runs={"null runs": len(cmp.controls), "replicates": len(getattr(cmp, "replicates", ()))},

@@ -9,9 +9,9 @@ import numpy as np
 import xarray as xr
 
 from interp.errors import MeasureError
-from interp.loading import source_name
 from interp.measures.arrays import dataset, strings, variable
 from interp.models import RewardModel
+from interp.models.source import source_name
 from interp.reward.against import against_patching
 from interp.reward.attribution import Attribution
 from interp.reward.baselines import WORDS, baseline_vector

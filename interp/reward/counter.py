@@ -14,8 +14,8 @@ import scipy.stats
 import torch
 
 from interp.errors import MeasureError
-from interp.loading import source_name
 from interp.models import RewardModel
+from interp.models.source import source_name
 from interp.prompts import make_batch, token_text
 from interp.reward.forward import at_rest, embeddings, gradients, tokens_a_pass
 from interp.reward.given import Given, given_reward

@@ -15,10 +15,10 @@ from interp.errors import LoadError, MeasureError
 from interp.families import family_of
 from interp.io import read_json
 from interp.models import Policy, RewardModel
-from interp.models.reward import Output
+from interp.models.reward_model import Output
+from interp.models.source import locate
 from interp.pair import MANIFEST, CheckpointPair
 from interp.prompts import Prompts
-from interp.sources import locate
 
 Place = str | os.PathLike[str]
 """A folder or a hub id."""

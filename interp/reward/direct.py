@@ -28,9 +28,9 @@ from interp.decomposition import (
     residual_sites,
 )
 from interp.hooks import Site, patch
-from interp.loading import source_name
 from interp.measures.arrays import dataset, strings, variable
 from interp.models import RewardModel, RewardTrace
+from interp.models.source import source_name
 from interp.reward.attribution import patching_table, spearman
 from interp.reward.given import Given, given_reward
 from interp.reward.shown import agreement, direct_text

@@ -8,8 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 from interp.errors import MeasureError
-from interp.loading import describe_source, load_both
 from interp.models import RewardModel
+from interp.models.pretrained import load_both
+from interp.models.source import describe_source
 
 Given = RewardModel | str | os.PathLike[str]
 """A reward model, its folder or its hub id."""

@@ -13,9 +13,9 @@ import scipy.stats
 import xarray as xr
 
 from interp.errors import MeasureError
-from interp.loading import source_name
 from interp.measures.arrays import dataset, strings, variable
 from interp.models import RewardModel
+from interp.models.source import source_name
 from interp.reward.attribution import spearman
 from interp.reward.edits import EDITS, NEUTRAL_PREFIX, Edit
 from interp.reward.features import FEATURES, Feature, measure

@@ -13,11 +13,11 @@ import xarray as xr
 from interp.columns import frame_text
 from interp.errors import MeasureError
 from interp.measures.arrays import MODELS, TokenTexts, dataset, strings, variable
+from interp.metrics import check_whole
 from interp.models import Policy, Source
-from interp.patching.checks import check_whole
+from interp.models.reward_model import Optimised
 from interp.prompts import Prompts, TokenizedPrompts, check_same_vocabulary
 from interp.reward.findings import implicit_findings, least_explained
-from interp.reward.optimised import Optimised
 from interp.reward.responses import (
     Reads,
     Responses,

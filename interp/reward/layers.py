@@ -11,9 +11,9 @@ import torch
 import xarray as xr
 
 from interp.hooks import Site
-from interp.loading import source_name
 from interp.measures.arrays import dataset, strings, variable
 from interp.models import RewardModel
+from interp.models.source import source_name
 from interp.reward.attribution import spearman
 from interp.reward.given import Given, given_reward
 from interp.reward.shown import lens_text

@@ -18,7 +18,7 @@ from interp.errors import ConfigError, InterpError, LoadError, MissingExtra
 from interp.pair import CheckpointPair
 from tests.conftest import WORDS, save, tiny_gpt2, word_tokenizer
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPES = Path(__file__).parents[2] / "training/recipes"
 LABELS = ("joy", "fear", "grief")
 
 

@@ -8,8 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from interp.adapters import effective, named_weights, read_adapter, unwrap, with_adapter, without_adapter
 from interp.errors import LoadError
+from interp.families import effective, named_weights
+from interp.models.adapter_files import read_adapter
+from interp.models.adapters import unwrap, with_adapter, without_adapter
 from tests.conftest import tiny_gpt2, tiny_llama
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's call

@@ -6,9 +6,9 @@ import torch
 
 from interp import Policy, Prompts
 from interp.errors import MeasureError
+from interp.metrics import reading
 from interp.patching import activation_patching, attribution_patching
 from interp.patching.attribution import gradient_at
-from interp.patching.metrics import reading
 from interp.patching.targets import NAMES
 from tests.interp import architectures
 from tests.interp.test_hooks import sites_of
@@ -41,7 +41,7 @@ def test_gradients_are_the_slopes(name):
         None if batch.encoder_ids is None else batch.encoder_ids[:1],
         None if batch.encoder_mask is None else batch.encoder_mask[:1],
     )  # fmt: skip
-    how = reading("logit_diff", batch, 0, None)
+    how = reading("logit_diff", batch, range(len(batch.input_ids)))
     sites = [site for site in sites_of(parts) if site.name in NAMES]
     sites = [site for site in sites if not (site.name == "pattern" and parts.family.name == "bloom")]
     own, gradients, _ = gradient_at(parts, batch, how, sites, {})

@@ -12,7 +12,6 @@ from interp.circuits.components import node_effects
 from interp.circuits.crossfit import folds
 from interp.circuits.graph import Graph
 from interp.circuits.passes import circuit_pass, plain_pass
-from interp.circuits.resampling import halves, resamples, shares
 from interp.circuits.scores import EdgeScores
 from interp.errors import MeasureError, PromptError
 from interp.families import Parts
@@ -318,30 +317,6 @@ def test_the_curve_ends_at_one_and_is_the_same_again(policies, pairs, scores) ->
         circuits.faithfulness_curve(policies["gpt2"], pairs, scores, sizes=[0])
     with pytest.raises(MeasureError, match="other nodes than this model"):
         circuits.faithfulness_curve(policies["llama"], pairs, scores, sizes=[10])
-
-
-def test_a_share_by_hand_and_one_that_is_refused() -> None:
-    groups = np.arange(10)
-    below = np.linspace(1, 2, 10)
-    both = np.stack([below * 0.7, np.linspace(2, 1, 10)], axis=1)
-    found, spread = shares(both, below, groups, what="it")
-    assert (found.value, found.low, found.high) == pytest.approx((0.7, 0.7, 0.7))
-    assert spread.value == pytest.approx(1) and spread.low < 1 < spread.high
-    (refused,) = shares(below[:, None], np.tile([1.0, -1.0], 5), groups, what="what corrupting changes")
-    assert np.isnan(refused.value)
-    assert "the interval of what corrupting changes holds 0" in str(refused)
-    (few,) = shares(below[:4, None], 2 * below[:4], groups[:4], what="it")
-    assert few.value == 0.5 and np.isnan(few.low) and "fewer than 8" in few.reason
-
-
-def test_groups_are_resampled_and_halved_whole() -> None:
-    groups = np.repeat(np.arange(9), 2)
-    weights, split = resamples(groups, draws=50), halves(groups, draws=50)
-    assert weights is not None and split is not None
-    for table in (weights, split):
-        assert (table[:, ::2] == table[:, 1::2]).all()
-    assert (weights.sum(1) == len(groups)).all()
-    assert (split[:, ::2].sum(1) == 4).all()
 
 
 def test_stability(scores) -> None:

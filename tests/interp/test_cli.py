@@ -8,7 +8,7 @@ import torch
 import interp
 from interp.cli import main
 from tests.conftest import save, tiny_gpt2
-from tests.interp.test_lineup import other_ids
+from tests.interp.test_matched import other_ids
 
 
 @pytest.fixture

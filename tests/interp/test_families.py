@@ -21,7 +21,7 @@ from interp.errors import FidelityError, LoadError, MeasureError, UnknownFamily
 from interp.families import FAMILIES, Attention, Family, Head, NormParameters, Parts, Stack, norm_parameters
 from interp.hooks import Site, has_site
 from interp.models import check_fidelity
-from interp.models.running import as_found, forward_inputs, run
+from interp.models.running import forward_inputs, inference, run
 from interp.prompts import make_batch
 from tests.interp.architectures import CONFIGS, LANGUAGE_MODELS, build
 
@@ -48,7 +48,7 @@ def every_site(parts: Parts) -> list[Site]:
 def bare(parts: Parts, batch):
     """All that transformers itself gives of a pass."""
     one_token = parts.head.reads != "every"
-    with as_found(parts.model, eager=True):
+    with inference(parts.model, eager=True):
         model = parts.backbone if one_token else parts.model
         return model(**forward_inputs(parts, batch), output_hidden_states=True, output_attentions=True)
 
@@ -105,7 +105,7 @@ def test_a_classifiers_score_is_the_bare_models(parts):
         pytest.skip("no score head")
     for ids in IDS:
         batch = make_batch([ids])
-        with as_found(parts.model):
+        with inference(parts.model):
             expected = parts.model(**forward_inputs(parts, batch)).logits
         torch.testing.assert_close(run(parts, batch)[0], expected, atol=1e-5, rtol=1e-5)
 
@@ -343,7 +343,7 @@ def test_an_unknown_architecture_says_how_to_add_it(tokenizer):
 def test_a_family_registered_from_outside_is_read_and_checked(rows, tokenizer):
     interp.register_family(a_row())
     policy = interp.Policy.load(stable_lm(), tokenizer=tokenizer)
-    assert max(check_fidelity(policy).values()) < 2e-6
+    assert max(check_fidelity(policy.model).values()) < 2e-6
     assert policy.description["family"] == "stablelm"
 
 

@@ -10,11 +10,11 @@ from scipy.stats import spearmanr
 
 from interp.errors import MeasureError, TokenizerMismatch
 from interp.models import Policy, RewardModel
+from interp.models.reward_model import Optimised
 from interp.pair import CheckpointPair
 from interp.plot import join
 from interp.prompts import Prompts
 from interp.reward.implicit import calibrate, implicit_reward
-from interp.reward.optimised import Optimised
 from interp.reward.responses import read_prompts, respond, response_kl, response_log_probs
 from interp.reward.within import centred, fixed_effects, permutations_within, spearman_within, two_sided_p
 from tests.conftest import tiny_gpt2, word_tokenizer

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 
 import interp
 from interp.errors import FidelityError, InterpError, LoadError, MissingExtra, TokenizerMismatch, UnknownFamily
-from interp.loading import load_model, load_tokenizer
 from interp.models import Policy, RewardModel
-from interp.sources import describe_source, locate, split_revision
+from interp.models.pretrained import load_model, load_tokenizer
+from interp.models.source import describe_source, locate, split_revision
 from tests.conftest import save, tiny_gpt2, tiny_llama
 from tests.interp.test_models import classifier
 
@@ -151,7 +151,7 @@ class TestWeights:
             refused("compare a model with its own tuned version", interp.compare, folder, other, ["this"])
 
     def test_a_tokenizer_of_another_model(self, tmp_path, folder, tokenizer):
-        from tests.interp.test_lineup import other_ids
+        from tests.interp.test_matched import other_ids
 
         other = save(tiny_gpt2(1), tmp_path / "other", other_ids(tokenizer))
         refused("differ from id", interp.compare, folder, other, ["this"], kind=TokenizerMismatch)
@@ -217,7 +217,7 @@ class TestDeviceMap:
     def test_refusals(self, folder, monkeypatch):
         refused("give one of them", Policy.load, folder, device="cpu", device_map="auto", kind=LoadError)
         refused("cannot load the weights", Policy.load, folder, device_map="everywhere", kind=LoadError)
-        monkeypatch.setattr("interp.loading.find_spec", lambda name: None)
+        monkeypatch.setattr("interp.models.pretrained.find_spec", lambda name: None)
         refused(r"device_map needs the extra 'lora'", Policy.load, folder, device_map="auto", kind=MissingExtra)
 
 
@@ -288,7 +288,8 @@ class TestHub:
 
 
 def test_a_description_tells_changed_weights_apart(folder, tmp_path):
-    from interp.adapters import read_adapter, with_adapter
+    from interp.models.adapter_files import read_adapter
+    from interp.models.adapters import with_adapter
 
     model = load_model(folder)
     first = describe_source(model)
@@ -311,7 +312,7 @@ def test_loading_holds_one_copy_of_the_weights_at_most(tmp_path):
     del model
     code = """
 import sys, threading, torch
-from interp.loading import describe_source, load_model
+from interp.models import describe_source, load_model
 from interp.models import Policy
 def own():
     return int(next(l for l in open("/proc/self/status") if l.startswith("RssAnon")).split()[1]) / 1024

@@ -67,7 +67,7 @@ def test_residual_terms_and_heads_add_up(policy):
         torch.testing.assert_close(running[real], trace[Site("resid_post", layer)][real], atol=1e-5, rtol=1e-5)
         neurons = parts.inside(layer, "mlp_down")(trace[Site("mlp_post", layer)])
         torch.testing.assert_close(neurons[real], trace[Site("mlp_out", layer)][real])
-    assert set(check_fidelity(policy)) == {"logits", "padding", "residual", "heads", "attribution"}
+    assert set(check_fidelity(policy.model)) == {"logits", "padding", "residual", "heads", "attribution"}
 
 
 def test_z_and_values_are_those_of_the_attention_pattern(policy):

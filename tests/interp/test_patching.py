@@ -10,11 +10,11 @@ from interp import Policy, Prompts
 from interp.errors import FidelityError, MeasureError, PromptError
 from interp.families import Parts
 from interp.hooks import Site
+from interp.metrics import reading
 from interp.patching import ablation, activation_patching
-from interp.patching.metrics import reading
 from interp.patching.recording import record
 from interp.patching.replay import verify
-from interp.patching.sweep import own_values, sweep
+from interp.patching.sweep import sweep
 from interp.patching.targets import NAMES, Intervention, Target, interventions
 from interp.patching.values import activations, captured_sites, values_of
 from interp.prompts import make_batch
@@ -47,7 +47,7 @@ def test_the_short_cut_equals_whole_passes(name, side):
     batch = batch_for(recipient, side)
     recording = record(recipient, batch)
     verify(recording)
-    how = reading("logit_diff", batch, 0, None)
+    how = reading("logit_diff", batch, range(len(batch.input_ids)))
     for position in ("all", (0, 2), -1):
         wanted = []
         for site in NAMES:
@@ -69,7 +69,7 @@ def test_the_short_cut_equals_whole_passes(name, side):
         fast = sweep(recording, wanted, values, how)
         whole = sweep(recording, wanted, values, how, short_cut=False, tokens=10**5)
         assert (fast - whole).abs().max() <= 1e-5 * whole.abs().max()
-        assert (fast - own_values(recording, how)[:, None]).abs().max() > 1e-3
+        assert (fast - torch.from_numpy(how.of_run(recording.parts, recording.final))[:, None]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("kind", ["GPT2LMHeadModel", "LlamaForCausalLM"])
@@ -103,7 +103,12 @@ def test_heads_equal_a_plain_loop_of_torch_hooks(kind):
     expected = torch.stack(columns, dim=1)
     wanted = interventions(recipient, "z", "all", 4)
     store, _ = activations(source, batch, captured_sites(wanted))
-    found = sweep(record(recipient, batch), wanted, values_of(source, store), reading("logit_diff", batch, 0, None))
+    found = sweep(
+        record(recipient, batch),
+        wanted,
+        values_of(source, store),
+        reading("logit_diff", batch, range(len(batch.input_ids))),
+    )
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 

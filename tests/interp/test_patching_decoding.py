@@ -6,10 +6,11 @@ import torch
 from interp import Policy, Prompts
 from interp.families import Parts
 from interp.hooks import Site, has_site, patch
+from interp.metrics import at_columns
 from interp.patching.decoding import InStep
 from interp.patching.generation import reward_patching
 from interp.patching.opening import Runs
-from interp.patching.recording import at_columns, run_to_the_last_residual
+from interp.patching.recording import run_to_the_last_residual
 from interp.patching.rows import edits, writes
 from interp.patching.targets import HEADS, Intervention, Target
 from interp.patching.values import activations, captured_sites, values_of

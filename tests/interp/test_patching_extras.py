@@ -13,7 +13,7 @@ from interp import CheckpointPair, Policy, Prompts, RewardModel
 from interp.errors import LoadError, MeasureError
 from interp.hooks import Site
 from interp.models.running import forward_inputs
-from interp.models.value import ValueHead, values_along
+from interp.models.value_head import ValueHead, values_along
 from interp.patching import activation_patching
 from interp.patching.generation import reward_patching
 from interp.patching.search import smallest_set

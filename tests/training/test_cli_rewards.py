@@ -136,7 +136,7 @@ def test_play_shows_both_models_and_the_same_draws():
     assert sides["tuned"][3][1] == "(mean)"
     assert sides["tuned"][3][0] == pytest.approx(sum(r for r, _ in sides["tuned"][:3]) / 3, abs=1e-3)
     assert sides["tuned"][3][0] > sides["base"][3][0]
-    demo = tiny.RECIPES.parent / "interp/data/demo"
+    demo = tiny.RECIPES.parents[1] / "interp/data/demo"
     scorer = RewardModel.load(demo / "reward", label="negative")
     for reward, text in sides["base"][:3]:
         assert scorer.score([f"This movie was {text}"])[0] == pytest.approx(reward, abs=2e-3)

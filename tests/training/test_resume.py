@@ -148,7 +148,7 @@ def test_nothing_to_resume(tmp_path):
 
 def test_an_engine_without_a_state_refuses_to_resume(tmp_path):
     folder = unfinished(tmp_path / "run")
-    folder.mkdir()
+    (folder / "tuned").mkdir(parents=True)
     tiny.recipe(tmp_path, train={"engine": "trlx", "total_steps": 4}).save(folder / "config.toml")
     with pytest.raises(ConfigError, match="the engine trlx keeps no state to resume from"):
         train(None, tmp_path / "run", resume=True)

@@ -14,7 +14,7 @@ from training.config import PromptsConfig
 from training.config.trlx import BOOKKEEPING
 from training.trlx import compat
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPES = Path(__file__).parents[2] / "training/recipes"
 needs_trlx = pytest.mark.skipif(
     importlib.util.find_spec("trlx") is None, reason=f"trlX is not installed ({compat.COMMAND})"
 )

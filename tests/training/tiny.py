@@ -20,7 +20,7 @@ from training.job import Job
 from training.reward import Reward
 from training.rollouts import Sampler
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPES = Path(__file__).parents[2] / "training/recipes"
 
 WORDS = [
     "<end>",

@@ -1,6 +1,7 @@
 """What decides a training run: `RLHFConfig`, its sections, and how they are read from TOML and checked."""
 
-from training.config.recipe import RLHFConfig, expand
+from training.config.places import expand
+from training.config.recipe import RLHFConfig
 from training.config.reward_model import RewardModelConfig
 from training.config.sections import (
     ALGORITHMS,

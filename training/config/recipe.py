@@ -1,14 +1,11 @@
 """RLHFConfig: everything that decides a training run, in frozen sections, as TOML on disk.
 
-Paths may name environment variables as `${NAME}`. They are kept as written, so that a stored config can be used on
-another machine, and expanded where they are used (`expand`); `${PAIR}` is the folder of the pair itself. Relative paths
-are relative to the working directory.
+`training.config.places` says where its paths lead.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +14,8 @@ from typing import Any
 
 from interp.errors import ConfigError
 from interp.io import write_text
-from training.config.schema import REQUIRED, check_unused, plain, read, read_toml, setting, to_toml
+from training.config.places import anchored
+from training.config.schema import REQUIRED, check_unused, load_values, plain, read, setting, to_toml
 from training.config.sections import (
     ALGORITHMS,
     DPOConfig,
@@ -116,16 +114,21 @@ class RLHFConfig:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], overrides: Mapping[str, str] | None = None) -> RLHFConfig:
-        """Read a recipe.
+        """Read a recipe; its relative paths, which are relative to its file, become absolute.
 
         Args:
-            path: the TOML file.
+            path: the TOML file, or the name of a recipe that comes with the package, such as "demo".
             overrides: values by dotted key, such as `{"train.seed": "1"}`; each is read as TOML, or else as a string.
+                Their paths are relative to the working directory.
 
         Raises:
             ConfigError: the file cannot be read or parsed, or `from_dict` refuses its content.
         """
-        return cls.from_dict(read_toml(path, overrides))
+        return cls.from_dict(load_values(cls, path, overrides, "train"))
+
+    def anchored(self) -> RLHFConfig:
+        """The same with paths that were relative to the working directory made absolute."""
+        return self.from_dict(anchored(RLHFConfig, self.to_dict(), Path.cwd()))
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dictionaries without keys that are None or not used; `from_dict` reads them back."""
@@ -136,26 +139,5 @@ class RLHFConfig:
         return to_toml(self, engine=self.train.engine)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write `to_toml` to a file."""
-        return write_text(path, self.to_toml())
-
-
-def expand(text: str, *, pair: str | os.PathLike[str] | None = None) -> str:
-    """Replace every `${NAME}` by the environment variable, and a leading `~` by the home folder.
-
-    Args:
-        text: a path, or a hub id.
-        pair: the pair's own folder, which `${PAIR}` stands for.
-
-    Raises:
-        ConfigError: a variable is not set.
-    """
-
-    def value(match: re.Match[str]) -> str:
-        if match[1] == "PAIR" and pair is not None:
-            return os.fspath(pair)
-        if match[1] not in os.environ:
-            raise ConfigError(f"the environment variable {match[1]} in {text!r} is not set; export {match[1]}=...")
-        return os.environ[match[1]]
-
-    return os.path.expanduser(re.sub(r"\$\{(\w+)\}", value, text))
+        """Write `to_toml` to a file, with absolute paths."""
+        return write_text(path, self.anchored().to_toml())

@@ -11,7 +11,8 @@ from typing import Any
 
 from interp.errors import ConfigError
 from interp.io import write_text
-from training.config.schema import REQUIRED, plain, read, read_toml, setting, to_toml
+from training.config.places import FILE, SOURCE, anchored
+from training.config.schema import REQUIRED, load_values, plain, read, setting, to_toml
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class RewardBackboneConfig:
     """What the reward model starts from: exactly one of the two."""
 
     backbone: str | None = setting(
-        None, "folder or hub id of a causal language model or a masked one, which gets a new score head"
+        None, "folder or hub id of a causal language model or a masked one, which gets a new score head", place=SOURCE
     )
     revision: str | None = setting(None, "branch, tag or commit of a hub id")
     new: NewModelConfig | None = setting(None, "a fresh model instead")
@@ -54,19 +55,23 @@ class RewardDataConfig:
         "single: every text has one label; multi: any number; preferences: pairs of a chosen and a rejected text",
         choices=("single", "multi", "preferences"),
     )
-    train: tuple[str, ...] = setting(REQUIRED, ".csv, .tsv, .jsonl, .jsonl.gz or .parquet files to learn from")
+    train: tuple[str, ...] = setting(
+        REQUIRED, ".csv, .tsv, .jsonl, .jsonl.gz or .parquet files to learn from", place=FILE
+    )
     validation: tuple[str, ...] = setting(
-        (), "files on which thresholds are chosen; none splits a part off the training texts"
+        (), "files on which thresholds are chosen; none splits a part off the training texts", place=FILE
     )
     test: tuple[str, ...] = setting(
-        (), "files that the card's figures are measured on; none splits a part off the training texts"
+        (), "files that the card's figures are measured on; none splits a part off the training texts", place=FILE
     )
     heldout: float = setting(0.1, "share of the training texts split off for each set without files", above=0, high=0.4)
     text: str = setting("text", "column of the texts: a name, or a number from 0 in a file without header")
     label: str = setting("label", "column of the labels, names or numbers: a name or a number from 0, as text")
     separator: str = setting(",", "what stands between the labels of one text, of kind multi")
     names: str | None = setting(
-        None, "text file with the labels' names, one a line in the order of their numbers; default the labels as found"
+        None,
+        "text file with the labels' names, one a line in the order of their numbers; default the labels as found",
+        place=FILE,
     )
     chosen: str = setting("chosen", "column of the preferred texts, of kind preferences")
     rejected: str = setting("rejected", "column of the others, of kind preferences")
@@ -128,16 +133,17 @@ class RewardModelConfig:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], overrides: Mapping[str, str] | None = None) -> RewardModelConfig:
-        """Read a recipe for a reward model.
+        """Read a recipe for a reward model; its relative paths, which are relative to its file, become absolute.
 
         Args:
-            path: the TOML file.
+            path: the TOML file, or the name of a recipe that comes with the package, such as "hh_reward".
             overrides: values by dotted key, such as `{"train.seed": "1"}`; each is read as TOML, or else as a string.
+                Their paths are relative to the working directory.
 
         Raises:
             ConfigError: the file cannot be read or parsed, or `from_dict` refuses its content.
         """
-        return cls.from_dict(read_toml(path, overrides))
+        return cls.from_dict(load_values(cls, path, overrides, "train-reward"))
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dictionaries without keys that are None; `from_dict` reads them back."""
@@ -148,5 +154,6 @@ class RewardModelConfig:
         return to_toml(self)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write `to_toml` to a file."""
-        return write_text(path, self.to_toml())
+        """Write `to_toml` to a file, with absolute paths."""
+        values = anchored(RewardModelConfig, self.to_dict(), Path.cwd())
+        return write_text(path, to_toml(self.from_dict(values)))

@@ -20,6 +20,8 @@ from typing import Any
 
 from interp.errors import ConfigError
 from interp.io import os_reason
+from training.config.places import anchored
+from training.recipes import recipe_file
 
 REQUIRED = object()
 
@@ -33,6 +35,7 @@ def setting(
     above: float | int | None = None,
     choices: tuple[str, ...] | None = None,
     engines: tuple[str, ...] | None = None,
+    place: str | None = None,
 ) -> Any:
     """A field of a section with its meaning (unit included) and the range it must lie in.
 
@@ -44,8 +47,10 @@ def setting(
         above: the value must exceed this.
         choices: the values allowed (of each item, where the field is a list).
         engines: the engines that use it; None is all of them.
+        place: its text leads somewhere, of one of the kinds in `training.config.places`.
     """
     metadata = {"doc": doc, "low": low, "high": high, "above": above, "choices": choices, "engines": engines}
+    metadata["place"] = place
     return field(metadata=metadata) if default is REQUIRED else field(default=default, metadata=metadata)
 
 
@@ -121,21 +126,39 @@ def plain(value: Any, *, engine: str | None = None) -> Any:
     return [plain(item, engine=engine) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def read_toml(path: str | os.PathLike[str], overrides: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The nested mappings of a TOML file, with some values put in place of its own (see `override`).
+def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The nested mappings of a TOML file.
 
     Raises:
         ConfigError: the file cannot be read or parsed.
     """
     try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the recipe {path}: {os_reason(error)}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}; correct that line") from error
+
+
+def load_values(
+    section: type, path: str | os.PathLike[str], overrides: Mapping[str, str] | None, command: str
+) -> dict[str, Any]:
+    """The nested mappings of a recipe, its paths absolute, with some values put in place of its own.
+
+    Args:
+        section: what is made of them.
+        path: the TOML file, or the name of a recipe that comes with the package.
+        overrides: values by dotted key; their paths are relative to the working directory.
+        command: what the recipe is for (see `recipe_file`).
+
+    Raises:
+        ConfigError: the file cannot be read or parsed.
+    """
+    file = recipe_file(path, command)
+    values = anchored(section, read_toml(file), file.parent)
     for key, text in (overrides or {}).items():
         override(values, key, text)
-    return values
+    return typing.cast(dict[str, Any], anchored(section, values, Path.cwd()))
 
 
 def override(values: dict[str, Any], key: str, text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from training.config.places import FILE, FUNCTION, SOURCE
 from training.config.schema import REQUIRED, setting
 
 PPO_ENGINES = ("native", "trlx")
@@ -29,9 +30,11 @@ class LoraConfig:
 class ModelConfig:
     """The model that is tuned."""
 
-    base: str = setting(REQUIRED, "folder or hub id of the language model to start from, causal or encoder-decoder")
+    base: str = setting(
+        REQUIRED, "folder or hub id of the language model to start from, causal or encoder-decoder", place=SOURCE
+    )
     revision: str | None = setting(None, "branch, tag or commit of a hub id")
-    tokenizer: str | None = setting(None, "folder or hub id of the tokenizer; default base's own")
+    tokenizer: str | None = setting(None, "folder or hub id of the tokenizer; default base's own", place=SOURCE)
     model_arch_type: str | None = setting(
         None, "what base is expected to be; default whatever it is", choices=("causal", "seq2seq"), engines=TRLX
     )
@@ -45,8 +48,10 @@ class ModelConfig:
 class PromptsConfig:
     """Where prompts come from: the first words of texts of files or a dataset, or of what is passed in Python."""
 
-    files: tuple[str, ...] = setting((), "text, .csv, .tsv, .jsonl or .parquet files, read in this order")
-    dataset: str | None = setting(None, "hub id, or folder, of a dataset that `datasets` loads, instead of files")
+    files: tuple[str, ...] = setting((), "text, .csv, .tsv, .jsonl or .parquet files, read in this order", place=FILE)
+    dataset: str | None = setting(
+        None, "hub id, or folder, of a dataset that `datasets` loads, instead of files", place=SOURCE
+    )
     dataset_config: str | None = setting(None, "configuration of that dataset")
     splits: tuple[str, ...] = setting(("train",), "splits of that dataset, read in this order")
     column: str | None = setting(
@@ -63,8 +68,10 @@ class PromptsConfig:
 class ClassifierConfig:
     """A sequence classifier to be trained as the reward model."""
 
-    files: Mapping[str, str] = setting(REQUIRED, "text file of each label, one text a line, by label name")
-    init: str | None = setting(None, "causal language model whose backbone it starts from; default model.base")
+    files: Mapping[str, str] = setting(REQUIRED, "text file of each label, one text a line, by its name", place=FILE)
+    init: str | None = setting(
+        None, "causal language model whose backbone it starts from; default model.base", place=SOURCE
+    )
     epochs: int = setting(3, "passes over the training texts", low=1)
     batch_size: int = setting(32, "texts in a step", low=1)
     learning_rate: float = setting(3e-4, "peak learning rate of AdamW; linear warm-up over 10 %, linear decay", above=0)
@@ -78,7 +85,7 @@ class TermConfig:
     """One term of a weighted sum of rewards: a stored reward model or a function."""
 
     weight: float = setting(1.0, "what its score is multiplied by")
-    model: str | None = setting(None, "folder or hub id of a sequence classifier")
+    model: str | None = setting(None, "folder or hub id of a sequence classifier", place=SOURCE)
     revision: str | None = setting(None, "branch, tag or commit of a hub id")
     label: str | None = setting(None, "the label that is rewarded; may be left out of a model with one output")
     output: str = setting(
@@ -87,14 +94,16 @@ class TermConfig:
         " each other",
         choices=("probability", "softmax", "sigmoid", "logit"),
     )
-    function: str | None = setting(None, "a Python function as package.module:name, called as trlX calls a reward_fn")
+    function: str | None = setting(
+        None, "a Python function as package.module:name, called as trlX calls a reward_fn", place=FUNCTION
+    )
 
 
 @dataclass(frozen=True)
 class RewardConfig:
     """What is rewarded: a stored model, one trained first, a function, or a weighted sum; none for a callable."""
 
-    model: str | None = setting(None, "folder or hub id of a sequence classifier")
+    model: str | None = setting(None, "folder or hub id of a sequence classifier", place=SOURCE)
     revision: str | None = setting(None, "branch, tag or commit of a hub id")
     label: str | None = setting(None, "the label that is rewarded; may be left out of a model with one output")
     output: str = setting(
@@ -107,7 +116,9 @@ class RewardConfig:
         "sample", "what a reward model reads: prompt and response, or the response", choices=("sample", "output")
     )
     batch_size: int = setting(64, "texts scored at a time", low=1)
-    function: str | None = setting(None, "a Python function as package.module:name, called as trlX calls a reward_fn")
+    function: str | None = setting(
+        None, "a Python function as package.module:name, called as trlX calls a reward_fn", place=FUNCTION
+    )
     terms: Mapping[str, TermConfig] | None = setting(None, "the reward is the weighted sum of these terms, by name")
     classifier: ClassifierConfig | None = setting(None, "train this classifier first and use it")
 
@@ -253,7 +264,9 @@ class DPOConfig:
     """Direct preference optimisation (Rafailov et al. 2023, arXiv:2305.18290), by TRL."""
 
     files: tuple[str, ...] = setting(
-        (), "preference pairs: .jsonl or .jsonl.gz with chosen and rejected (and prompt, or one shared beginning)"
+        (),
+        "preference pairs: .jsonl or .jsonl.gz with chosen and rejected (and prompt, or one shared beginning)",
+        place=FILE,
     )
     beta: float = setting(0.1, "weight of the implicit KL penalty", above=0)
     loss_type: str = setting("sigmoid", "loss of a pair", choices=("sigmoid", "hinge", "ipo"))

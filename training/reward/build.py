@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from interp.errors import ConfigError, LoadError
-from interp.loading import describe_source, load_model, load_tokenizer
 from interp.models import RewardModel
+from interp.models.pretrained import load_model, load_tokenizer
+from interp.models.source import describe_source
 from interp.pair import CheckpointPair
 from training.classifier import from_backbone, read_labelled, train_classifier
 from training.config import ModelConfig, RewardConfig, TermConfig, expand
@@ -138,15 +139,19 @@ def reference(source: str, revision: str | None, folder: Path) -> dict[str, Any]
 
 
 def load_function(name: str) -> RewardFunction:
-    """The function that `package.module:name` names; modules in the working directory are found too.
+    """The function that `package.module:name` names.
+
+    The module lies in the folder that is written before it, as in `FOLDER/package.module:name`, else in the working
+    directory, else it is installed.
 
     Raises:
         ConfigError: the name has another form, the module cannot be imported, or has no such function.
     """
-    module_name, colon, attribute = name.partition(":")
+    where, colon, attribute = expand(name).rpartition(":")
+    folder, module_name = os.path.split(where)
     if not (module_name and colon and attribute):
         raise ConfigError(f"reward.function is package.module:name, not {name!r}")
-    here = os.getcwd()
+    here = folder or os.getcwd()
     sys.path.insert(0, here)  # a console script's path does not begin with the working directory, python -m's does
     try:
         found: Any = importlib.import_module(module_name)

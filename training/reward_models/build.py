@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from interp.errors import ConfigError, LoadError
-from interp.loading import load_model, load_tokenizer
+from interp.models.pretrained import load_model, load_tokenizer
 from training.classifier import from_backbone
 from training.config import expand
 from training.config.reward_model import NewModelConfig, RewardModelConfig

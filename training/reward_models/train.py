@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from interp.errors import ConfigError, MissingExtra
 from interp.io import atomic_folder, hash_folder, write_json
-from interp.loading import describe_source
+from interp.models.source import describe_source
 from training.batches import pad_right
 from training.config import expand
 from training.config.reward_model import RewardModelConfig

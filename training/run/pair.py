@@ -40,8 +40,8 @@ def train(
     """Train a pair, its null runs and its replicates into the folder `out`.
 
     The folder appears when everything is done and proved. Until then the run works in `out.unfinished`, which stays
-    where the run is killed or fails after it has stored something, and from which `resume` goes on: with the native
-    engine to the same bytes as if nothing had happened.
+    where the run is killed or stopped, or fails after it has stored something, and from which `resume` goes on, in
+    whatever folder it is called: with the native engine to the same bytes as if nothing had happened.
 
     Args:
         config: the run; None with `resume`, which finds it in the unfinished run.
@@ -61,36 +61,37 @@ def train(
         config = _stored_config(out, config)
     if config is None:
         raise ConfigError("training needs a config; pass one, or resume=True with an unfinished run")
+    config = config.anchored()
     crew = team()
     if not crew.main:
         crew.wait()  # until the main process has made the folder
         build(config, unfinished(out), reward=reward, prompts=prompts, crew=crew, resume=resume)
         crew.wait()
-        return CheckpointPair.load(out)
+        return CheckpointPair.load(Path(out))
     with workshop(out, overwrite=overwrite, resume=resume) as folder:
+        config.save(folder / RECIPE)  # first of all: from here on the run can be resumed
         check(config, reward=reward, prompts=prompts)
         require(config.train.engine)
-        config.save(folder / RECIPE)
         crew.wait()
         build(config, folder, reward=reward, prompts=prompts, progress=progress, crew=crew, resume=resume)
     crew.wait()
-    return CheckpointPair.load(out)
+    return CheckpointPair.load(Path(out))
 
 
 def _stored_config(out: str | os.PathLike[str], given: RLHFConfig | None) -> RLHFConfig:
     """The config of an unfinished run.
 
     Raises:
-        ConfigError: another was given, or the engine keeps no state.
+        ConfigError: another was given, or the engine keeps no state of what it has begun.
     """
     file = unfinished(out) / RECIPE
     if not file.is_file():
         with workshop(out, overwrite=False, resume=True):  # says what is amiss
             raise ConfigError(f"{file} is missing, so there is nothing to resume; start anew with overwrite")
     stored = RLHFConfig.load(file)
-    if given is not None and given != stored:
+    if given is not None and given.anchored() != stored:
         raise ConfigError(f"the unfinished run has another config ({file}); leave the config out, or start anew")
-    check_resumable(stored)
+    check_resumable(stored, unfinished(out))
     return stored
 
 

@@ -229,13 +229,13 @@ def is_adapter(model: nn.Module) -> bool:
     return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
 
 
-def check_resumable(config: RLHFConfig) -> None:
-    """Refuse to resume with an engine that keeps no state.
+def check_resumable(config: RLHFConfig, folder: Path) -> None:
+    """Refuse to resume what an engine has begun that keeps no state; before that (a reward model trains) any can.
 
     Raises:
         ConfigError: naming the one that does.
     """
-    if config.train.engine != "native":
+    if config.train.engine != "native" and (folder / "tuned").is_dir():
         raise ConfigError(f"the engine {config.train.engine} keeps no state to resume from; start anew (--overwrite)")
 
 

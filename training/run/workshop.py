@@ -1,7 +1,8 @@
 """The folder that a run works in until its pair is whole: `NAME.unfinished`, beside the folder NAME that it becomes.
 
-A run that is killed or stopped by a fault leaves it behind where it holds something to go on from; where it holds
-nothing of worth it is removed. A lock, which the system takes back from a killed process, keeps two runs apart.
+A run that is killed or stopped leaves it behind, and can be resumed from its first second on, when all it holds is the
+recipe. One that ends by a fault leaves it where something was done, and removes it where nothing was. A lock, which the
+system takes back from a killed process, keeps two runs apart.
 """
 
 from __future__ import annotations
@@ -64,20 +65,24 @@ def workshop(out: str | os.PathLike[str], *, overwrite: bool, resume: bool) -> I
         with FileLock(folder / LOCK, timeout=0):
             if not resume:
                 _empty(folder)
-            yield from _guarded(folder, target)
+            yield from _guarded(folder, target, began=resume)
     except Timeout as error:
         raise InterpError(f"another process works in {folder}; wait for it, or name a new folder") from error
     except OSError as error:
         raise InterpError(f"cannot write {folder}: {os_reason(error)}") from error
 
 
-def _guarded(folder: Path, target: Path) -> Iterator[Path]:
-    """The folder to work in; it becomes `target`, or goes where nothing in it is worth keeping."""
+def _guarded(folder: Path, target: Path, *, began: bool) -> Iterator[Path]:
+    """The folder to work in; it becomes `target`, or goes where a fault ended a new run before anything was done.
+
+    Ctrl-C and SIGTERM are no faults: the folder stays.
+    """
     try:
         yield folder
-    except BaseException as error:
+    except Exception as error:
         if not worth_keeping(folder):
-            shutil.rmtree(folder, ignore_errors=True)
+            if not began:
+                shutil.rmtree(folder, ignore_errors=True)
         elif isinstance(error, InterpError):
             kept = f"what was done is kept in {folder} (--resume goes on by the same recipe, --overwrite starts anew)"
             raise type(error)(f"{error}; {kept}") from error
