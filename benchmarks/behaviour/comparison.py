@@ -48,9 +48,12 @@ def compare(old: Path, new: Path, exceptions: Path) -> int:
             used[f"{rule['name']} ({', '.join(_kinds(rule))}): {rule['reason']}"] += 1
     counts = Counter(finding.state for finding in findings)
     print(", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
+    close: dict[str, list[Finding]] = {}
     for finding in findings:
         if finding.state == "close":
-            print(f"close      {finding.name}  {finding.detail}")
+            close.setdefault(finding.name.rsplit("/", 1)[1], []).append(finding)
+    for array, several in close.items():
+        print(f"close      {len(several):4}  */{array}, such as {several[0].name} {several[0].detail}")
     for text, count in used.items():
         print(f"explained  {count:4}  {text}")
     for finding in unexplained:
@@ -108,7 +111,9 @@ def _array(name: str, ours: np.ndarray, theirs: np.ndarray, dims: tuple[Any, Any
         if same.all():
             return Finding(name, "equal", said)
         where = tuple(int(index) for index in np.argwhere(~same)[0])
-        return Finding(name, "differs", f"{int((~same).sum())} of {ours.size}: {ours[where]!r} -> {theirs[where]!r} {said}")
+        return Finding(
+            name, "differs", f"{int((~same).sum())} of {ours.size}: {ours[where]!r} -> {theirs[where]!r} {said}"
+        )
     if ours.dtype == theirs.dtype and np.array_equal(ours, theirs, equal_nan=ours.dtype.kind == "f"):
         return Finding(name, "equal", said)
     first, second = ours.astype(np.float64), theirs.astype(np.float64)
@@ -119,7 +124,9 @@ def _array(name: str, ours: np.ndarray, theirs: np.ndarray, dims: tuple[Any, Any
     share = float(gap.max(initial=0)) / size
     kind = "" if ours.dtype == theirs.dtype else f"{ours.dtype} -> {theirs.dtype} "
     state = "equal" if share == 0 else "close" if share <= CLOSE else "differs"
-    return Finding(name, state, f"{kind}by {share:.1e} of its largest value, {int((gap > 0).sum())} of {ours.size} {said}")
+    return Finding(
+        name, state, f"{kind}by {share:.1e} of its largest value, {int((gap > 0).sum())} of {ours.size} {said}"
+    )
 
 
 def _kinds(rule: dict[str, Any]) -> list[str]:

@@ -1,6 +1,6 @@
 """Runs the cases with the checkout that stands first on sys.path, and writes what they give.
 
-    python recorder.py CODE OUT PATTERN
+python recorder.py CODE OUT PATTERN
 """
 
 from __future__ import annotations
