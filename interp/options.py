@@ -12,8 +12,8 @@ import torch
 from interp.errors import MeasureError, PromptError
 from interp.measures import as_names, check_measures
 from interp.models import RewardModel
+from interp.models.optimised import Optimised
 from interp.models.pretrained import DeviceMap
-from interp.models.reward_model import Optimised
 from interp.pair import CheckpointPair
 from interp.progress import Progress
 from interp.prompts import Prompts

@@ -12,7 +12,7 @@ import xarray as xr
 from interp.errors import MeasureError
 from interp.measures.arrays import MODELS, variable
 from interp.models import RewardModel
-from interp.models.reward_model import Optimised
+from interp.models.optimised import Optimised
 from interp.prompts import response_ends
 from interp.reward.attributing import attribute
 from interp.reward.flat import RECORD, flattened, records, restored
