@@ -18,7 +18,7 @@ from interp.hooks import Site
 from interp.measures.arrays import MODELS
 from interp.measures.attention import attention, attention_sites
 from interp.measures.attribution import attribution, attribution_sites
-from interp.measures.logits import target_ids
+from interp.measures.logit_diff import target_ids
 from interp.measures.weights import ov_factors, qk_factors, relative_change
 from interp.models import Policy, Trace
 from interp.patching import Patching, Runs, attribution_map, patch_runs

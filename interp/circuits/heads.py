@@ -17,8 +17,7 @@ from interp.columns import frame_text
 from interp.divergences import js_divergence
 from interp.errors import MeasureError
 from interp.hooks import Site, patch
-from interp.measures.arrays import MODELS, TokenTexts, strings, variable
-from interp.measures.spans import mean_over, prompt_columns
+from interp.measures.arrays import MODELS, TokenTexts, mean_over, prompt_columns, strings, variable
 from interp.metrics import Metric, check_whole
 from interp.models import Policy
 from interp.models.running import run

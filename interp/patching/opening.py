@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from interp.engine import check_lengths
 from interp.errors import MeasureError, PromptError, TokenizerMismatch
 from interp.families import Parts
+from interp.measures.engine import check_lengths
 from interp.models import Policy, RewardModel
 from interp.models.matched import load_matched, shared_tokens
 from interp.models.source import Source

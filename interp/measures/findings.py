@@ -1,4 +1,4 @@
-"""The summary's rows: one finding each, with its interval, and what null runs and replicates give beside it."""
+"""The summary's rows: one finding each, with its interval, and what control runs and replicates give beside it."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from interp.reward.within import two_sided_p
-from interp.stats import bootstrap_mean, null_range, rank_p, selection_halves
+from interp.stats import bootstrap_mean, null_range, permutation_p, rank_p, selection_halves
 
 COLUMNS = (
     "reading",
     "finding",
     "estimate",
-    "lower",
-    "upper",
+    "estimate_low",
+    "estimate_high",
     "units",
     "n",
+    "groups",
     "control_low",
     "control_high",
     "rank_p",
@@ -62,11 +62,11 @@ class Cells:
 
 @dataclass(frozen=True)
 class Table:
-    """The comparison's own data, and those of null runs and replicates.
+    """The comparison's own data, and those of control runs and replicates.
 
     Attributes:
         data: what `compare` computed.
-        controls: the same for null runs.
+        controls: the same for control runs.
         replicates: the same for other runs of the same recipe.
         seed: seed of the bootstrap.
     """
@@ -101,19 +101,20 @@ class Table:
             values: from a Dataset to one number a prompt.
             units: units of the numbers.
             rows: prompts that estimate it; None is all.
-            null: what is taken of a null run, where it is not `values`.
-            of: what it says something of: a change, which has a rank among null runs; tuned alone; or base alone, which
-                all runs share.
+            null: what is taken of a control run, where it is not `values`.
+            of: what it says something of: a change, which has a rank among control runs; tuned alone; or base alone,
+                which all runs share.
             completeness: completeness error of an attribution.
         """
         wanted = slice(None) if rows is None else rows
         chosen = np.asarray(values(self.data), dtype=np.float64)[wanted]
-        estimate, lower, upper = bootstrap_mean(chosen, self.groups[wanted], seed=self.seed)
+        estimate, low, high = bootstrap_mean(chosen, self.groups[wanted], seed=self.seed)
         controls, replicates = ((), ()) if of == "base" else (self.controls, self.replicates)
         cells = {
-            "lower": lower,
-            "upper": upper,
+            "estimate_low": low,
+            "estimate_high": high,
             "n": int(np.isfinite(chosen).sum()),
+            "groups": len(np.unique(self.groups[wanted][np.isfinite(chosen)])),
             "completeness": completeness,
         }
         return self._filled(
@@ -133,13 +134,14 @@ class Table:
             reading: the measure it comes from.
             finding: the finding in words.
             value: from a Dataset to the number.
-            null: what is taken of a null run.
+            null: what is taken of a control run.
         """
         return self._filled(
             (reading, finding, value(self.data), "1"),
             [null(run) for run in self.controls],
             [value(run) for run in self.replicates],
             n=0,
+            groups=0,
         )
 
     def fitted(
@@ -160,17 +162,17 @@ class Table:
         Args:
             reading: the measure it comes from.
             finding: the finding in words.
-            name: the variable; NAME_lower and NAME_upper are its interval.
+            name: the variable; NAME_low and NAME_high are its interval.
             units: units of the number.
             mean: what the variable's name ends in, where that is not `name` itself.
             permuted: the variable of what permutations give.
             bounds: it has an interval.
-            ranked: it is 0 where nothing changed, so that it has a rank among null runs.
+            ranked: it is 0 where nothing changed, so that it has a rank among control runs.
             **where: labels of the one that is meant, where the variable has dims.
         """
         data = self.data
         estimate = _scalar(data, f"{name}{mean}", where)
-        ends = [_scalar(data, f"{name}_{end}", where) if bounds else NONE for end in ("lower", "upper")]
+        ends = [_interval_end(data, name, end, where) if bounds else NONE for end in ("low", "high")]
         drawn = data[permuted].values if permuted is not None else np.empty(0)
         real = len(drawn) > 0 and bool(np.isfinite(drawn).all())
         low, high = np.quantile(drawn, (0.025, 0.975)) if real else (NONE, NONE)
@@ -179,23 +181,26 @@ class Table:
             [_scalar(run, f"{name}{mean}", where) for run in self.controls],
             [_scalar(run, f"{name}{mean}", where) for run in self.replicates],
             ranked=ranked,
-            lower=ends[0],
-            upper=ends[1],
+            estimate_low=ends[0],
+            estimate_high=ends[1],
             n=data.sizes["prompt"],
+            groups=len(np.unique(self.groups)),
             permuted_low=float(low),
             permuted_high=float(high),
-            permutation_p=two_sided_p(estimate, drawn),
+            permutation_p=permutation_p(estimate, drawn),
         )
 
     def given(self, record: Mapping[Any, Any]) -> Row:
         """A finding that a join's own summary has already.
 
         Args:
-            record: a row of it: `reading`, `finding`, `estimate`, `lower`, `upper`, `units`, `n`, and perhaps
-                `null_low`, `null_high` and `p`.
+            record: a row of it: `reading`, `finding`, `estimate`, `estimate_low`, `estimate_high`, `units`, `n`, and
+                perhaps `null_low`, `null_high` and `p`.
         """
         names = {"null_low": "permuted_low", "null_high": "permuted_high", "p": "permutation_p"}
+        names |= {"lower": "estimate_low", "upper": "estimate_high"}
         found = {names.get(str(key), str(key)): value for key, value in record.items()}
+        found.setdefault("groups", found.get("n", 0))
         return {column: found.get(column, NONE) for column in COLUMNS}
 
     def _filled(
@@ -273,6 +278,12 @@ def _scalar(data: xr.Dataset, name: str, where: Mapping[str, str]) -> float:
     return float(data[name].sel(where)) if name in data else NONE
 
 
+def _interval_end(data: xr.Dataset, name: str, end: str, where: Mapping[str, str]) -> float:
+    """An end of the interval of a variable; version 1 wrote `_lower` and `_upper`."""
+    ends = (f"{name}_{end}", f"{name}_{'lower' if end == 'low' else 'upper'}")
+    return next((_scalar(data, each, where) for each in ends if each in data), NONE)
+
+
 def _mean(values: np.ndarray) -> float:
     real = values[np.isfinite(values)]
     return float(real.mean()) if len(real) else NONE
@@ -291,3 +302,44 @@ def difference(name: str, **where: str) -> ByPrompt:
 def of_model(name: str, model: str) -> ByPrompt:
     """An array of one model, as a function of the Dataset."""
     return lambda data: np.asarray(data[name].sel(model=model).values)
+
+
+Label = tuple[int, ...]
+
+
+def same_or(names: xr.DataArray, otherwise: str) -> str:
+    """The name if all prompts share it."""
+    found = {str(name) for name in names.values}
+    return repr(found.pop()) if len(found) == 1 else otherwise
+
+
+def by_head(values: ByPrompt) -> Callable[[xr.Dataset], Cells]:
+    """A map by layer and head (and more) as one row of cells a prompt, labelled by their indices."""
+
+    def cells(data: xr.Dataset) -> Cells:
+        array = values(data)
+        return Cells(array.reshape(len(array), -1), list(np.ndindex(array.shape[1:])))
+
+    return cells
+
+
+def sites_of(data: xr.Dataset) -> list[str]:
+    """Names of the sites."""
+    return [str(site) for site in data["site"].values]
+
+
+def at_sites(values: ByPrompt) -> Callable[[xr.Dataset], Cells]:
+    """A map by site, labelled by the sites' names."""
+    return lambda data: Cells(values(data), sites_of(data))
+
+
+def parts_of(table: Table, name: str, label: Label, rows: np.ndarray) -> str:
+    """The change of an attribution split into what is written and how it is read, in words."""
+    sides = [table.data[f"{name}_{side}"].values for side in ("write", "readout")]
+    write, readout = (float(side[(rows, *label)].mean()) for side in sides)
+    return f"(write {write:+.3f}, readout {readout:+.3f})"
+
+
+def completeness_of(table: Table, name: str = "completeness_error") -> float:
+    """Mean |sum - logit difference| of an attribution, NaN where it was not measured."""
+    return float(table.data[name].mean()) if name in table.data else float("nan")
