@@ -23,8 +23,8 @@ from interp.measures.registry import samples_needed
 from interp.models import Policy, RewardModel, Source
 from interp.models.matched import MatchedModels, load_matched_many, remarks
 from interp.models.offload import AllInMemory, OneInMemory
+from interp.models.optimised import Optimised
 from interp.models.pretrained import DeviceMap
-from interp.models.reward_model import Optimised
 from interp.options import Options, pair_of, scorer_of, transform_of
 from interp.progress import Progress, no_progress
 from interp.prompts import Prompts

@@ -13,8 +13,8 @@ from interp.errors import MeasureError, PromptError
 from interp.measures import as_names, check_measures
 from interp.measures import measures as known_measures
 from interp.models import RewardModel
+from interp.models.optimised import Optimised
 from interp.models.pretrained import DeviceMap
-from interp.models.reward_model import Optimised
 from interp.pair import CheckpointPair
 from interp.progress import Progress
 from interp.prompts import Prompts

@@ -12,7 +12,7 @@ import xarray as xr
 from interp.measures.findings import Row, Table
 from interp.measures.measure import RECORDS, REMARKS, Context, Measure, Needs, Section
 from interp.models import RewardModel
-from interp.models.reward_model import Optimised
+from interp.models.optimised import Optimised
 from interp.reward.flat import flattened, records
 from interp.reward.joining import DRAWS, implicit_arrays, token_arrays
 from interp.reward.optimisation import over_optimisation

@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 
 from interp.errors import MeasureError, TokenizerMismatch
 from interp.models import Policy, RewardModel
-from interp.models.reward_model import Optimised
+from interp.models.optimised import Optimised
 from interp.pair import CheckpointPair
 from interp.plot import join
 from interp.prompts import Prompts
