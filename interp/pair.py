@@ -15,20 +15,9 @@ MANIFEST = "pair.json"
 FORMAT = 1
 
 _REQUIRED = ("format", "engine", "config", "seed", "versions", "base", "tuned", "files", "final")
+_SHIPPED = Path(__file__).parent / "data"
 
 InMemory = Literal["all", "one"]
-
-
-SHIPPED = ("demo",)
-"""Names of the pairs that come with the package."""
-
-
-def pair_folder(pair: str | os.PathLike[str]) -> Path:
-    """The folder of a pair that comes with the package, by its bare name, or the path itself.
-
-    A bare name wins over a folder that is called so, which is "./demo" or Path("demo").
-    """
-    return Path(__file__).parent / "data" / pair if isinstance(pair, str) and pair in SHIPPED else Path(pair)
 
 
 @dataclass(frozen=True, repr=False)
@@ -196,6 +185,22 @@ class CheckpointPair:
         raise FormatError(f"{where}: a reference needs one of path, folder or id, not {dict(reference)}")
 
 
+def shipped_pair(name: object) -> Path | None:
+    """The folder of a pair that comes with the package, by its bare name; None where there is none of that name."""
+    if not isinstance(name, str) or not name.isidentifier():
+        return None
+    folder = _SHIPPED / name
+    return folder if (folder / MANIFEST).is_file() else None
+
+
+def pair_folder(pair: str | os.PathLike[str]) -> Path:
+    """The folder of a pair that comes with the package, by its bare name, or the path itself.
+
+    A bare name wins over a folder that is called so, which is "./demo" or Path("demo").
+    """
+    return shipped_pair(pair) or Path(pair)
+
+
 def pair_at(place: object) -> CheckpointPair | None:
     """The pair that is meant, where one is: a pair, its folder, or the name of one that comes with the package.
 
@@ -206,7 +211,7 @@ def pair_at(place: object) -> CheckpointPair | None:
         return place
     if not isinstance(place, (str, os.PathLike)):
         return None
-    folder = pair_folder(place)
+    folder = shipped_pair(place) or Path(place)
     begun = _begun(folder) and not folder.is_dir()
     return CheckpointPair.load(folder) if begun or (folder / MANIFEST).is_file() else None
 

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from analyses.planted_bases import Base
-from analyses.planted_edits import Component, delta_of, rank_one, rotate_ov, scale_ov, swap_qk
-from analyses.planted_lessons import Lesson, free_in, low_rank_in, make_lesson, taught_share, teach, teach_pair
+from analyses.planted.bases import Base
+from analyses.planted.edits import Component, delta_of, rank_one, rotate_ov, scale_ov, swap_qk
+from analyses.planted.lessons import Lesson, free_in, low_rank_in, make_lesson, taught_share, teach, teach_pair
 from interp.hooks import Site
 from interp.patching.values import activations
 from interp.prompts import make_batch

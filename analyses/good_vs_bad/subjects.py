@@ -11,8 +11,9 @@ from interp import CheckpointPair, Policy, Prompts, RewardModel
 from interp.errors import PromptError
 from interp.io import read_json
 from interp.models.matched import load_matched
+from interp.pair import pair_folder
 
-DEMO = Path(__file__).parent.parent / "interp" / "data" / "demo"
+DEMO = pair_folder("demo")
 PUBLISHED = ("lvwerra/gpt2-imdb", "curt-tigges/gpt2-negative-movie-reviews")
 PROMPT = "This movie was really"
 STORIES = (

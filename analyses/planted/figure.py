@@ -7,7 +7,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analyses.planted_results import column_name
+from analyses.planted.results import column_name
 from interp.plot.style import BASE, GREY, INK, PAGE, READOUT, SKY, TUNED, WRITE, house_style, sheet
 
 PANELS: dict[str, dict[str, str]] = {

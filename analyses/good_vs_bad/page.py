@@ -15,7 +15,7 @@ import scipy.stats
 from jinja2 import Environment
 from matplotlib.figure import Figure
 
-from analyses.good_vs_bad import Study
+from analyses.good_vs_bad.study import Study
 from interp.io import atomic_folder
 from interp.patching import Patching
 from interp.plot import patching as drawing

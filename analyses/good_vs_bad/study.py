@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analyses.good_vs_bad_subject import SHAPES, Subject, subject
+from analyses.good_vs_bad.subjects import SHAPES, Subject, subject
 from interp import Comparison, Policy, Prompts, compare
 from interp.errors import InterpError
 from interp.families import norm_parameters
@@ -260,7 +260,7 @@ def scale_error(what: Subject) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    from analyses.good_vs_bad_page import write
+    from analyses.good_vs_bad.page import write
 
     parser = argparse.ArgumentParser(prog="python -m analyses.good_vs_bad", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("base", nargs="?", help='base model, a pair\'s folder, or "published"; none: the embedded pair')
@@ -286,7 +286,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"wrote {write(study, given.out)}")
     except InterpError as error:
         parser.exit(1, f"{type(error).__name__}: {error}\n")
-
-
-if __name__ == "__main__":
-    main()

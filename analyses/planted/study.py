@@ -36,12 +36,12 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from analyses.planted_bases import BASES, DRIFT_RATES, Base, data_folder, open_base
-from analyses.planted_edits import Component, added, own_weights, put, scaled, typical_strength
-from analyses.planted_kinds import KINDS, Masks, Nursery, Plant
-from analyses.planted_lessons import drift, shift
-from analyses.planted_methods import METHODS, Case, forward_seconds, timed
-from analyses.planted_results import ENOUGH, NO_DRIFT, PlantedBenchmark, auroc, column_name, recall_at_k
+from analyses.planted.bases import BASES, DRIFT_RATES, Base, data_folder, open_base
+from analyses.planted.edits import Component, added, own_weights, put, scaled, typical_strength
+from analyses.planted.kinds import KINDS, Masks, Nursery, Plant
+from analyses.planted.lessons import drift, shift
+from analyses.planted.methods import METHODS, Case, forward_seconds, timed
+from analyses.planted.results import ENOUGH, NO_DRIFT, PlantedBenchmark, auroc, column_name, recall_at_k
 from interp.errors import ConfigError, InterpError, MeasureError
 from interp.io import atomic_file, read_json, write_json, write_text
 from interp.models import Policy
@@ -220,7 +220,7 @@ def under(bed: Bed, plant: Plant, snapshots: Sequence[dict[str, Tensor]], wanted
 
 def report(found: PlantedBenchmark, out: Path) -> str:
     """Write tables (CSV) and the figure (PNG) into `out`, and give the tables as text."""
-    from analyses.planted_figure import figure
+    from analyses.planted.figure import figure
 
     texts = []
     for behaving, words in ((True, f"at least {ENOUGH} nat"), (False, f"less than {ENOUGH} nat")):
@@ -267,7 +267,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(report(found, given.out))
     except InterpError as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from analyses.planted_edits import Component, components
+from analyses.planted.edits import Component, components
 from interp.circuits import edge_attribution
 from interp.hooks import Site
 from interp.measures.arrays import MODELS

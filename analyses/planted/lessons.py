@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from analyses.planted_edits import Delta, added
+from analyses.planted.edits import Delta, added
 from interp.divergences import kl_of_log_probs
 from interp.sampling import evaluating
 from training.language_model import train_language_model
