@@ -21,7 +21,7 @@ from interp.models.pretrained import DeviceMap, as_tokenizer, load_both, refuse_
 from interp.models.reward_model import RewardModel
 from interp.models.running import run
 from interp.models.source import Source, describe_source, source_name
-from interp.pair import SHIPPED, CheckpointPair
+from interp.pair import CheckpointPair, shipped_pair
 from interp.prompts import Batch
 
 
@@ -232,7 +232,7 @@ def _refuse_other(source: object) -> None:
     """
     if isinstance(source, CheckpointPair):
         raise LoadError(f"the pair {source.name} is two models; pass pair.base or pair.tuned, or the pair to compare()")
-    if isinstance(source, str) and source in SHIPPED:
+    if isinstance(source, str) and shipped_pair(source):
         raise LoadError(
             f"{source!r} names a pair, which is two models; pass interp.load_pair({source!r}).base or .tuned, and"
             f" './{source}' for a folder"
