@@ -33,3 +33,7 @@ __all__ = [
     "spurious",
     "token_join",
 ]
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

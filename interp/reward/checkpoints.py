@@ -17,7 +17,7 @@ from interp.io import read_json
 from interp.models import Policy, RewardModel
 from interp.models.reward_model import Output
 from interp.models.source import locate
-from interp.pair import MANIFEST, CheckpointPair
+from interp.pair import CheckpointPair, pair_at
 from interp.prompts import Prompts
 
 Place = str | os.PathLike[str]
@@ -30,17 +30,6 @@ Training = CheckpointPair | Place | Mapping[int, Model]
 """A model over its training: a pair or its folder, a reward model's folder, or models by optimiser step."""
 
 _STEP = re.compile(r"step-(\d+)")
-
-
-def pair_at(place: Place) -> CheckpointPair | None:
-    """The pair in a folder, or None where the place is no pair's folder.
-
-    Raises:
-        FormatError: the run toward it is not finished, or its pair.json is damaged.
-    """
-    folder = Path(place)
-    begun = folder.with_name(folder.name + ".unfinished").is_dir() and not folder.is_dir()
-    return CheckpointPair.load(folder) if begun or (folder / MANIFEST).is_file() else None
 
 
 def pair_steps(pair: CheckpointPair) -> dict[int, str]:
@@ -60,25 +49,6 @@ def pair_steps(pair: CheckpointPair) -> dict[int, str]:
         )
     last = int(pair.manifest["final"].get("steps", 1 + max(pair.checkpoints)))
     return {0: pair.base, **pair.checkpoints, last: pair.tuned}
-
-
-def pair_reward(pair: CheckpointPair, **options: Any) -> RewardModel:
-    """The reward model that the pair was tuned toward, with its label and output.
-
-    Args:
-        pair: the pair.
-        **options: of `RewardModel.load`: where it is load_model to, and what is trusted.
-
-    Raises:
-        MeasureError: the reward was a function or a sum.
-        LoadError: the model does not lie where it did.
-    """
-    if pair.reward is None:
-        raise MeasureError(
-            f"the pair {pair.path} was tuned toward a function or a sum of rewards, which is not kept; pass reward="
-        )
-    how = pair.manifest["reward"]
-    return RewardModel.load(pair.reward, label=how.get("label"), output=how.get("output", "probability"), **options)
 
 
 def pair_prompts(pair: CheckpointPair) -> Prompts:
@@ -188,7 +158,7 @@ def trainings_of(
     found: dict[str, Mapping[int, Model]] = {}
     notes = []
     if isinstance(models, (CheckpointPair, str, os.PathLike)):
-        pair = models if isinstance(models, CheckpointPair) else pair_at(models)
+        pair = pair_at(models)
         if pair is None:
             found["reward model"] = _training("the model", models)
         else:

@@ -39,13 +39,13 @@ def _named(data: xr.Dataset, name: str, drop: frozenset[str] = frozenset()) -> x
 def _reward_of(context: Context) -> RewardModel:
     """The reward model, which `needs.reward` says is there; the policies leave memory for it."""
     assert context.settings.reward is not None
-    context.settings.turns.only(None)
+    context.settings.in_memory.only(None)
     return context.settings.reward
 
 
 def _implicit_reward(context: Context) -> xr.Dataset:
-    _reward_of(context)
-    found = implicit_arrays(context.data, context.settings.optimised or Optimised(), context.settings.seed)
+    optimised = _reward_of(context).optimised or Optimised()
+    found = implicit_arrays(context.data, optimised, context.settings.seed)
     return _named(found, "implicit_reward", _SAMPLED)
 
 
@@ -119,8 +119,7 @@ def _own_words(name: str, reading: str, of: Callable[[xr.Dataset], Any]) -> Call
         if name in records(table.data):
             for record in of(table.data).summary().to_dict("records"):
                 if np.isfinite(record["estimate"]):
-                    ends = {"lower": record["estimate_low"], "upper": record["estimate_high"]}
-                    yield table.given({**record, **ends, "reading": reading})
+                    yield table.given({**record, "reading": reading})
 
     return findings
 

@@ -13,17 +13,15 @@ import xarray as xr
 
 from interp.errors import MeasureError
 from interp.measures.arrays import dataset, variable
-from interp.models import Policy, RewardModel, Source
-from interp.pair import CheckpointPair
+from interp.models import Policy, RewardModel, Source, as_reward
+from interp.pair import CheckpointPair, pair_at
 from interp.prompts import Prompts, check_same_vocabulary
 from interp.result import Result
 from interp.reward.checkpoints import (
     Place,
     load_gold,
-    pair_at,
     pair_prompts,
     pair_reads,
-    pair_reward,
     pair_setting,
     pair_steps,
     same_reward,
@@ -198,7 +196,7 @@ def _rewards(
     if reward is None:
         if not isinstance(pair, CheckpointPair):
             raise MeasureError("policies by step do not say what they were tuned toward; pass reward=")
-        reward = pair_reward(pair)
+        reward = as_reward(pair)
     elif isinstance(reward, (str, os.PathLike)):
         how = pair.manifest.get("reward") or {} if isinstance(pair, CheckpointPair) else {}
         reward = RewardModel.load(reward, label=how.get("label"), output=how.get("output", "probability"))

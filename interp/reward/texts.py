@@ -5,58 +5,64 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from interp.errors import InterpError, MeasureError, PromptError
+from interp import models
+from interp.errors import InterpError, LoadError, MeasureError, PromptError
 from interp.families import Parts
 from interp.hooks import Site
 from interp.models import Policy, RewardModel
-from interp.models.pretrained import load_both
 from interp.models.running import at_read_token, run
-from interp.models.source import describe_source
+from interp.models.source import describe_source, locate, source_name
+from interp.pair import CheckpointPair, pair_at
 from interp.prompts import Batch, encode, make_batch, token_text
 
-RewardLike = RewardModel | str | os.PathLike[str]
-"""A reward model, its folder or its hub id."""
+RewardLike = RewardModel | CheckpointPair | nn.Module | str | os.PathLike[str]
+"""What `interp.load_reward` takes: a reward model, its folder or hub id, or a pair that was tuned toward one."""
 
 
 def as_reward(model: RewardLike, labels: Sequence[str] | str | None = None) -> RewardModel:
-    """The reward model, loaded where a folder or id is given: its probability, or the logit of a score without bounds.
+    """The reward model that is meant, loaded with the defaults where it is not loaded.
 
     Args:
-        model: a reward model, its folder or its hub id.
+        model: what `interp.load_reward` takes.
         labels: what will be read of it; the first of them becomes the label of a model that is loaded here.
 
     Raises:
-        MeasureError: it is something else, or a folder or id of a model of several labels of which none is named.
-        LoadError: it cannot be loaded.
+        MeasureError: a model of several labels is to be loaded and none is named.
+        LoadError: it is no reward model, or cannot be loaded.
     """
-    if isinstance(model, RewardModel):
-        return model
-    if not isinstance(model, (str, os.PathLike)):
-        raise MeasureError(
-            f"a reward model is a RewardModel, its folder or its hub id, not a {type(model).__name__}; load it with"
-            " RewardModel.load"
-        )
-    module, tokenizer = load_both(model, None, revision=None, trust_remote_code=False, head="classifier")
-    config: Any = module.config
-    names = [str(name) for _, name in sorted(config.id2label.items())]
+    if isinstance(model, RewardModel) or pair_at(model) is not None:
+        return models.as_reward(model)
+    names = _label_names(model)
     if labels is None and len(names) > 1:
         raise MeasureError(
-            f"{os.fspath(model)} has {len(names)} labels and none is named; pass"
-            f" RewardModel.load({os.fspath(model)!r}, label=...), one of {', '.join(names)}"
+            f"{source_name(describe_source(model))} has {len(names)} labels and none is named; pass"
+            f" interp.load_reward(..., label=...), one of {', '.join(names)}"
         )
-    wanted = [labels] if isinstance(labels, str) else list(names if labels is None else labels)
-    label = wanted[0] if wanted and wanted[0] in names else names[0]  # a label that it lacks is refused when it is read
-    scalar = getattr(config, "problem_type", None) == "regression"
-    found = RewardModel.load(module, tokenizer=tokenizer, label=label, output="logit" if scalar else "probability")
-    return replace(found, description={**describe_source(model), "label": label, "output": found.output})
+    wanted = [labels] if isinstance(labels, str) else list(labels or ())
+    # A label that the model lacks is refused when it is read.
+    return models.as_reward(model, label=next((name for name in [*wanted[:1], *names] if name in names), None))
+
+
+def _label_names(model: Any) -> list[str]:
+    """Names of a model's labels by its config; none where it has no config that can be read."""
+    config = getattr(model, "config", None)
+    if isinstance(model, (str, os.PathLike)):
+        import transformers
+
+        try:
+            place = locate(model)
+            config = transformers.AutoConfig.from_pretrained(place.name, **place.options)
+        except (LoadError, OSError, ValueError):  # loading says in one sentence what is wrong
+            return []
+    return [str(name) for _, name in sorted(getattr(config, "id2label", {}).items())]
 
 
 Span = tuple[int, int]

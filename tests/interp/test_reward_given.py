@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from interp import reward
-from interp.errors import LoadError, MeasureError
+from interp.errors import FormatError, LoadError, MeasureError
 from interp.io import write_json
 from interp.models import RewardModel
 from interp.pair import FORMAT
@@ -61,26 +61,28 @@ def test_a_folder_of_one_label_needs_none_named(tmp_path):
 
 @pytest.mark.usefixtures("as_a_user")
 @pytest.mark.parametrize("name", ["attribute", "lens", "spurious", "direct_attribution", "counterexamples"])
-def test_what_is_no_reward_model_is_refused_in_one_sentence(name, folder, pair):
+def test_what_is_no_reward_model_is_refused_in_one_sentence(name, folder):
     labels = {"labels": [True, False] * 2} if name == "counterexamples" else {}
     read = getattr(reward, name)
     with pytest.raises(
-        MeasureError, match=r"has 3 labels and none is named; pass .*RewardModel.load\(.*, label=...\), one of"
+        MeasureError, match=r"has 3 labels and none is named; pass interp.load_reward\(..., label=...\), one of"
     ):
         read(folder, TEXTS, **labels)
-    with pytest.raises(MeasureError, match="its folder or its hub id, not a DistilBert"):
-        read(random_model().model, TEXTS, **labels)
-    with pytest.raises(LoadError, match=r"is a pair, not a reward model; name the one .*: elsewhere/joy, label 'joy'"):
-        read(pair({"folder": "elsewhere/joy", "label": "joy"}), TEXTS, **labels)
+    with pytest.raises(LoadError, match="not a dict"):
+        read({}, TEXTS, **labels)
 
 
-def test_a_pair_where_a_reward_model_is_wanted(pair):
-    with pytest.raises(LoadError, match="tuned toward a function or a sum of rewards; name a reward model"):
-        RewardModel.load(pair(None), label="joy")
+def test_a_pair_gives_the_reward_that_it_was_tuned_toward(folder, pair):
+    found = reward.lens(pair({"folder": str(folder), "label": "LABEL_2", "output": "logit"}), TEXTS)
+    assert found.dataset.attrs["output"] == "logit" and list(found["label"].values) == ["LABEL_2"]
+    own = reward.lens(RewardModel.load(folder, label="LABEL_2", output="logit"), TEXTS)
+    np.testing.assert_array_equal(found["lens_score"], own["lens_score"])
+    with pytest.raises(MeasureError, match="tuned toward a function or a sum of rewards"):
+        reward.lens(pair(None), TEXTS)
     damaged = pair(None)
     (damaged / "pair.json").write_text("{}")
-    with pytest.raises(LoadError, match="is a pair, not a reward model; name a reward model's folder"):
-        RewardModel.load(damaged, label="joy")
+    with pytest.raises(FormatError):
+        reward.lens(damaged, TEXTS)
 
 
 @pytest.mark.usefixtures("as_a_user")
