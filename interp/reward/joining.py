@@ -76,7 +76,9 @@ def implicit_arrays(data: xr.Dataset, optimised: Transform, seed: int) -> xr.Dat
     """The implicit reward of a comparison's samples (see `interp.reward.calibrate`)."""
     sampled = _sampled(data)
     if 2 * sampled.sizes["draw"] < FEWEST:
-        raise MeasureError(f"it needs {FEWEST} responses to each prompt, half from each model; pass draws={DRAWS}")
+        raise MeasureError(
+            f"it needs {FEWEST} responses to each prompt, half from each model; pass sampling=interp.Sampling({DRAWS})"
+        )
     ratios, real = _token_log_ratio(sampled), sampled["response_id"] >= 0
     if bool((real & ~np.isfinite(ratios)).any()):
         raise MeasureError("a response holds a token that only one of the models has")
