@@ -35,7 +35,7 @@ import torch
 import xarray as xr
 from torch import nn
 
-from interp.compare import Comparison, compare
+from interp.comparison import Comparison, compare
 from interp.errors import FormatError, InterpError
 from interp.io import read_json, write_text
 from interp.measures import difference
@@ -133,7 +133,7 @@ def _patched(base: Policy, run: Policy, prompts: Prompts) -> dict[str, np.ndarra
     """Effects of patching the run's heads and MLPs into base, [prompt, site]."""
     runs = runs_of(base, run, prompts)
     return {
-        f"patching of {site}": patch_runs(runs, sites=site, metric="logit_diff", random_sets=0)["effect"].values
+        f"patching of {site}": patch_runs(runs, sites=site, metric="logit_diff", draws=0)["effect"].values
         for site in ("result", "mlp_out")
     }
 

@@ -1,18 +1,18 @@
 """Mechanistic interpretability of what RLHF changed.
 
-`compare(base, tuned, prompts)` takes two checkpoints and some prompts and returns a `Comparison`. Names are imported
-when they are first used, so that `import interp` costs nothing.
+`compare(base, tuned, prompts)` takes two checkpoints and some prompts and returns a result that prints, draws, saves
+and reports itself. Names are imported when they are first used, so that `import interp` costs nothing.
 """
 
 from __future__ import annotations
 
-import sys
-from importlib import import_module
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from interp.lazy import lazy
 
 if TYPE_CHECKING:
-    from interp.compare import Comparison, compare, compare_many
+    from interp import circuits, families, patching, plot, report, reward
+    from interp.comparison import Comparison, compare, compare_many
     from interp.errors import InterpError
     from interp.families import register_family
     from interp.hooks import Site
@@ -27,7 +27,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "CheckpointPair": "interp.pair",
-    "Comparison": "interp.compare",
+    "Comparison": "interp.comparison",
     "DEFAULT_MEASURES": "interp.measures",
     "InterpError": "interp.errors",
     "MEASURES": "interp.measures",
@@ -38,69 +38,52 @@ _HOMES = {
     "RewardModel": "interp.models",
     "Sampling": "interp.sampling",
     "Site": "interp.hooks",
-    "compare": "interp.compare",
-    "compare_many": "interp.compare",
+    "circuits": "",
+    "compare": "interp.comparison",
+    "compare_many": "interp.comparison",
+    "families": "",
     "load": "interp.models",
     "load_pair": "interp.models",
     "load_result": "interp.result",
     "load_reward": "interp.models",
+    "patching": "",
+    "plot": "",
     "register_family": "interp.families",
     "register_measure": "interp.measures",
+    "report": "",
+    "reward": "",
 }
-_GROWING = ("DEFAULT_MEASURES", "MEASURES")  # register_measure adds to them
-_MODULES = ("circuits", "families", "patching", "plot", "report", "reward")
+"""Where each public name lives; "" for what is a module of this package."""
 
 __all__ = [
-    "register_measure",
-    "load_result",
-    "load_reward",
-    "load_pair",
-    "load",
-    "Sampling",
-    "Result",
-    "Measure",
     "DEFAULT_MEASURES",
     "MEASURES",
     "CheckpointPair",
     "Comparison",
     "InterpError",
+    "Measure",
     "Policy",
     "Prompts",
+    "Result",
     "RewardModel",
+    "Sampling",
     "Site",
     "circuits",
     "compare",
     "compare_many",
     "families",
+    "load",
+    "load_pair",
+    "load_result",
+    "load_reward",
     "patching",
     "plot",
     "register_family",
+    "register_measure",
     "report",
     "reward",
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        value = getattr(import_module(_HOMES[name]), name)
-    elif name in _MODULES:
-        value = import_module(f"interp.{name}")
-    else:
-        raise AttributeError(f"module 'interp' has no attribute {name!r}")
-    if name not in _GROWING:
-        globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    """This package; importing the module `interp.compare` does not hide the function of that name."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        super().__setattr__(name, value.compare if name == "compare" and isinstance(value, ModuleType) else value)
-
-
-sys.modules[__name__].__class__ = _Package
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy(__name__, _HOMES, growing=("DEFAULT_MEASURES", "MEASURES"))

@@ -90,7 +90,7 @@ def compare(
     from interp.io import check_new_folder
 
     with working("loading the library"):
-        from interp.compare import compare as run
+        from interp.comparison import compare as run
         from interp.measures import check_measures
         from interp.models import load_pair, load_reward
         from interp.pair import pair_at

@@ -17,8 +17,8 @@ def demo(
 ) -> None:
     """Compare the small pair that comes with the package: film reviews, tuned by PPO toward negative ones."""
     from interp.cli.show import working, write_and_print
-    from interp.compare import check_whole
-    from interp.compare import compare as run
+    from interp.comparison import check_whole
+    from interp.comparison import compare as run
     from interp.io import check_new_folder, read_json
     from interp.pair import CheckpointPair, pair_folder
     from interp.prompts import Prompts

@@ -8,6 +8,8 @@ with `figure` is a figure of its kind of result too: `result.plot.NAME()`.
 
 from __future__ import annotations
 
+from interp.plot import circuits
+from interp.plot import patching as _patching  # noqa: F401  its figures register themselves
 from interp.plot.attention import attention_classes, ov_circuits
 from interp.plot.bars import attribution, neurons
 from interp.plot.lines import lens, residual
@@ -25,6 +27,7 @@ __all__ = [
     "attention_classes",
     "attention_entropy",
     "attribution",
+    "circuits",
     "entropy",
     "figure",
     "heads",
