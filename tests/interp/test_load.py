@@ -121,7 +121,7 @@ class TestRewards:
         reward = as_reward(pair)
         assert reward.score(TEXTS).shape == (3,)
         with pytest.raises(
-            MeasureError, match=r"not on record; pass optimised=Optimised\(scale=.* to interp.load_reward"
+            MeasureError, match=r"not on record; pass optimised=.* to interp.load_reward"
         ):
             reward.optimised(reward.score(TEXTS))
         assert interp.load_reward(pair, optimised=Optimised(scale=2.0)).optimised == Optimised(scale=2.0)
