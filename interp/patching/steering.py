@@ -145,7 +145,7 @@ def steering(
     noise = noise / noise.norm(dim=1, keepdim=True) * vector.norm()
     vectors, judges = torch.cat([vector[None], noise]), runs.take(judging)
     values = _steered(judges, site, metric, places[0].position, vectors, doses, batch_size, progress or no_progress)
-    data = _dataset(*values, vector.numpy(), doses, judges.groups, units=metric_units(metric), seed=seed)
+    data = _dataset(*values, vector.numpy(), doses, runs.groups[judging], units=metric_units(metric), seed=seed)
     attrs = {
         "metric": metric_name(metric),
         "units": metric_units(metric),

@@ -55,9 +55,8 @@ class ValueReading(Result):
     def notes(self) -> list[str]:
         """What the columns are, and why there is no interval."""
         notes = [
-            "step: tokens of the continuation read; samples: those that reach it. correlation: of value and final"
-            " reward over them; explained: 1 - squared error of the value / variance of the reward, negative where the"
-            " value is off by a constant"
+            "samples: those that reach the step; explained: 1 - squared error of the value / variance of the reward,"
+            " negative where the value is off by a constant"
         ]
         if np.isnan(self.dataset["mean_low"].values).all():
             notes.append(f"no intervals: fewer than {MIN_PROMPTS} groups of prompts")

@@ -243,7 +243,7 @@ def test_maps_have_layers_heads_and_tokens(pair):
         found.map("q")
 
 
-def test_sets_stand_beside_draws(pair):
+def test_sets_stand_beside_random_sets(pair):
     found = activation_patching(*pair, Prompts(TEXTS), sites=[{("z", 0): [0, 1]}, "mlp_out"], draws=7)
     beside = found["random_recovery"]
     assert beside.shape == (1 + pair[0].parts.n_layers, 7)
@@ -365,7 +365,7 @@ def test_interventions_read_well():
     assert str(Intervention((site, Target(Site("mlp_out", 3))), -1)) == "L10.z.H4+9 & L3.mlp_out at -1"
 
 
-def test_draws_are_others_and_each_comes_once(pair):
+def test_random_sets_are_others_and_each_comes_once(pair):
     layers = pair[0].parts.n_layers
     whole = {("mlp_out", layer): None for layer in range(layers)}
     found = activation_patching(*pair, Prompts(TEXTS), sites=[{("mlp_out", 0): None, ("mlp_out", 1): None}, whole])

@@ -154,7 +154,7 @@ def test_a_patch_of_the_last_residual_writes_what_the_source_writes(tokenizer):
     assert np.ptp(gap) > 0
 
 
-def test_draws_and_hooks_and_bad_rewards(tokenizer):
+def test_random_sets_and_hooks_and_bad_rewards(tokenizer):
     pair = policies("LlamaForCausalLM", tokenizer)
     pair[0].model.train()
     job = {"sites": {("z", 0): [0, 1]}, "sampling": Sampling(samples=1, max_new_tokens=3)}

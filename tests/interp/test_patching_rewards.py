@@ -240,7 +240,7 @@ def test_the_score_is_the_models_own_output(output, unit):
     np.testing.assert_allclose(found["source"], source.score(MANY), atol=1e-6)
     assert found.dataset.attrs["units"] == unit == found["effect"].attrs["units"]
     assert f"score (LABEL_1) of the recipient {float(found['recipient'].mean()):.4g}" in repr(found)
-    assert unit in repr(found).splitlines()[0] and json.loads(found.dataset.attrs["recipient"])["label"] == "LABEL_1"
+    assert unit in found.headline() and json.loads(found.dataset.attrs["recipient"])["label"] == "LABEL_1"
     assert np.isfinite(found["p"]).all() and set(found.summary()["site"]) == {f"L{i}.mlp_out" for i in range(3)}
 
 
