@@ -39,12 +39,12 @@ from interp.comparing import compare
 from interp.comparison import Comparison
 from interp.errors import FormatError, InterpError
 from interp.io import read_json, write_text
+from interp.measures import difference
 from interp.models import Policy
 from interp.pair import CheckpointPair
 from interp.patching import patch_runs, runs_of
 from interp.prompts import Prompts
 from interp.stats import MIN_CONTROLS, max_t, rank_p
-from interp.summary.table import difference
 from training.seeding import derive, one_thread
 
 RUNS = MIN_CONTROLS + 1

@@ -1,24 +1,28 @@
 """Mechanistic interpretability of what RLHF changed.
 
-`compare(base, tuned, prompts)` takes two checkpoints and some prompts and returns a `Comparison`. Names are imported
-when they are first used, so that `import interp` costs nothing.
+`compare(base, tuned, prompts)` takes two checkpoints and some prompts and returns a result that prints, draws, saves
+and reports itself. Names are imported when they are first used, so that `import interp` costs nothing.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from interp.lazy import lazy
 
 if TYPE_CHECKING:
+    from interp import circuits, families, patching, plot, report, reward
     from interp.comparing import compare, compare_many
     from interp.comparison import Comparison
     from interp.errors import InterpError
     from interp.families import register_family
     from interp.hooks import Site
     from interp.measures import DEFAULT_MEASURES, MEASURES
-    from interp.models import Policy, RewardModel
+    from interp.models import Policy, RewardModel, load, load_pair, load_reward
     from interp.pair import CheckpointPair
     from interp.prompts import Prompts
+    from interp.result import Result, load_result
+    from interp.sampling import Sampling
 
 __version__ = "0.1.0"
 
@@ -30,13 +34,25 @@ _HOMES = {
     "MEASURES": "interp.measures",
     "Policy": "interp.models",
     "Prompts": "interp.prompts",
+    "Result": "interp.result",
     "RewardModel": "interp.models",
+    "Sampling": "interp.sampling",
     "Site": "interp.hooks",
+    "circuits": "",
     "compare": "interp.comparing",
     "compare_many": "interp.comparing",
+    "families": "",
+    "load": "interp.models",
+    "load_pair": "interp.models",
+    "load_result": "interp.result",
+    "load_reward": "interp.models",
+    "patching": "",
+    "plot": "",
     "register_family": "interp.families",
+    "report": "",
+    "reward": "",
 }
-_MODULES = ("circuits", "families", "patching", "plot", "report", "reward")
+"""Where each public name lives; "" for what is a module of this package."""
 
 __all__ = [
     "DEFAULT_MEASURES",
@@ -46,12 +62,18 @@ __all__ = [
     "InterpError",
     "Policy",
     "Prompts",
+    "Result",
     "RewardModel",
+    "Sampling",
     "Site",
     "circuits",
     "compare",
     "compare_many",
     "families",
+    "load",
+    "load_pair",
+    "load_result",
+    "load_reward",
     "patching",
     "plot",
     "register_family",
@@ -60,16 +82,5 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        value = getattr(import_module(_HOMES[name]), name)
-    elif name in _MODULES:
-        value = import_module(f"interp.{name}")
-    else:
-        raise AttributeError(f"module 'interp' has no attribute {name!r}")
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy(__name__, _HOMES)

@@ -15,19 +15,20 @@ import xarray as xr
 
 from interp import __version__
 from interp.comparison import Comparison
-from interp.engine import TEXT_MEASURES, Settings, run_measures
 from interp.errors import PromptError, TokenizerMismatch
-from interp.measures import REWARD_MEASURES, TRAINING_MEASURES
+from interp.measures import Settings
+from interp.measures import measures as known_measures
+from interp.measures.engine import run_measures
+from interp.measures.registry import samples_needed
 from interp.models import Policy, RewardModel, Source
 from interp.models.matched import MatchedModels, load_matched_many, remarks
 from interp.models.offload import AllInMemory, OneInMemory
+from interp.models.optimised import Optimised
 from interp.models.pretrained import DeviceMap
-from interp.models.reward_model import Optimised
 from interp.options import Options, pair_of, scorer_of, transform_of
 from interp.progress import Progress, no_progress
 from interp.prompts import Prompts
-from interp.reward.joining import DRAWS, join
-from interp.reward.over_training import join_training
+from interp.sampling import Sampling
 from interp.store import FORMAT
 
 
@@ -171,27 +172,26 @@ def _compare_all(
         controls=_as_list(control),
         replicates={name: _as_list(each) for name, each in replicates.items()},
         tokenizer=options.tokenizer,
-        one_shape=any(name not in TEXT_MEASURES for name in names),
+        one_shape=any(known_measures()[name].needs.same_shape for name in names),
         one_in_memory=options.in_memory == "one",
         options={"dtype": options.dtype, **options.loading()},
     )
     for models in lineups.values():
         _check_tokens(models, names)
     scorer = scorer_of(options)
-    run = _settings(options, names, scorer, lineups)
+    run = _settings(options, names, scorer, lineups, transform)
     attributes = _run_attributes(run, prompts, transform)
     found: dict[str, Comparison] = {}
     for group in _with_one_base(lineups).values():
         others = _once([other for models in group.values() for other in models.others])
         first = next(iter(group.values()))
         own = replace(run, own_tokens=first.mismatch is not None)
-        measured = run_measures(first.base, others, prompts, own)
-        if scorer is not None:
-            measured = [_joined(data, run, first.base, transform) for data in measured]
+        pairs = {id(models.tuned) for models in group.values()}
+        of_the_pair = [index for index, other in enumerate(others) if id(other) in pairs]
+        measured = run_measures(first.base, others, prompts, own, of_the_pair=of_the_pair)
         by_model = {id(other): data for other, data in zip(others, measured, strict=True)}
         found |= {name: _comparison(models, by_model, attributes) for name, models in group.items()}
-    wanted = [name for name in names if name in TRAINING_MEASURES]
-    return {name: _with_training(_about_pairs(found[name], options), options, run, prompts, wanted) for name in lineups}
+    return {name: _about_pairs(found[name], options) for name in lineups}
 
 
 def _about_pairs(cmp: Comparison, options: Options) -> Comparison:
@@ -210,23 +210,12 @@ def _about_pairs(cmp: Comparison, options: Options) -> Comparison:
     return replace(cmp, dataset=cmp.dataset.assign_attrs(remarks="\n".join(filter(None, said))))
 
 
-def _with_training(
-    cmp: Comparison, options: Options, run: Settings, prompts: Prompts, measures: Sequence[str]
-) -> Comparison:
-    """A comparison with what its pair's checkpoints show."""
-    pair = pair_of(options.reward)
-    if not measures or pair is None or run.reward is None:
-        return cmp
-    run.progress("over the training", 0, 1)
-    data = join_training(
-        cmp.dataset, pair, run.reward, prompts, measures, max_new_tokens=run.max_new_tokens, seed=run.seed
-    )
-    run.progress("over the training", 1, 1)
-    return replace(cmp, dataset=data)
-
-
 def _settings(
-    options: Options, names: tuple[str, ...], scorer: RewardModel | None, lineups: Mapping[str, MatchedModels]
+    options: Options,
+    names: tuple[str, ...],
+    scorer: RewardModel | None,
+    lineups: Mapping[str, MatchedModels],
+    transform: Any,
 ) -> Settings:
     held = [policy.model for models in lineups.values() for policy in (models.base, *models.others)]
     in_turn = options.in_memory == "one"
@@ -234,9 +223,10 @@ def _settings(
         names,
         options.batch_size,
         options.seed,
-        options.max_new_tokens,
+        Sampling(options.draws or samples_needed(names), options.max_new_tokens),
         scorer,
-        options.draws or (DRAWS if "implicit_reward" in names else 1),
+        pair_of(options.reward),
+        transform,
         turns=OneInMemory.of([*_once(held), *([scorer.model] if scorer else [])]) if in_turn else AllInMemory(),
         progress=options.progress or no_progress,
     )
@@ -247,8 +237,8 @@ def _run_attributes(run: Settings, prompts: Prompts, transform: Any) -> dict[str
     settings = {
         "measures": list(run.measures),
         "batch_size": run.batch_size,
-        "max_new_tokens": run.max_new_tokens,
-        "draws": run.draws,
+        "max_new_tokens": run.sampling.max_new_tokens,
+        "draws": run.sampling.samples,
         "multi_token": prompts.multi_token,
         "bos": prompts.bos,
         "prompts": len(prompts),
@@ -261,18 +251,6 @@ def _run_attributes(run: Settings, prompts: Prompts, transform: Any) -> dict[str
 
 def _name_of(function: Callable[..., Any]) -> str:
     return getattr(function, "__name__", type(function).__name__)
-
-
-def _joined(data: xr.Dataset, run: Settings, base: Policy, transform: Any) -> xr.Dataset:
-    """A dataset with what joins the reward to it."""
-    wanted = [name for name in run.measures if name in REWARD_MEASURES]
-    if not wanted or run.reward is None:
-        return data
-    run.turns.only(None)
-    run.progress("joining the reward", 0, 1)
-    found = join(data, run.reward, wanted, tokenizer=base.tokenizer, optimised=transform, seed=run.seed)
-    run.progress("joining the reward", 1, 1)
-    return found
 
 
 def _once(items: Iterable[Any]) -> list[Any]:
@@ -312,7 +290,7 @@ def _as_list(value: Any) -> list[Any]:
 
 def _check_tokens(models: MatchedModels, measures: Sequence[str]) -> None:
     """Refuse measures of tokens where the models share none."""
-    refused = [name for name in measures if name not in TEXT_MEASURES]
+    refused = [name for name in measures if known_measures()[name].needs.shared_vocabulary]
     if models.mismatch is not None and refused:
         raise TokenizerMismatch(
             f"{models.mismatch}; {', '.join(refused)} need one vocabulary: pass measures=['completions'] (--measure"

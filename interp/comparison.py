@@ -13,6 +13,7 @@ import xarray as xr
 from interp import store
 from interp.errors import MeasureError
 from interp.io import atomic_folder
+from interp.measures.summary import summarise
 from interp.plot import Plots
 from interp.report import write as write_report
 from interp.reward.implicit import ImplicitReward
@@ -22,7 +23,6 @@ from interp.reward.over_training import over_optimisation_of, probes_of
 from interp.reward.probing import Probes
 from interp.reward.tokens import TokenJoin
 from interp.store import FILE
-from interp.summary import summarise
 from interp.text import columns_text, headline, text_rows
 from interp.text import notes as notes_on
 
@@ -77,7 +77,7 @@ class Comparison:
         return "\n".join([headline(self.dataset), columns_text(text_rows(frame)), *notes])
 
     def summary(self) -> pd.DataFrame:
-        """The findings of every reading, largest first (see `interp.summary.summarise`)."""
+        """The findings of every reading, largest first (see `interp.measures.summary.summarise`)."""
         return summarise(self.dataset, self.controls, self.replicates, seed=int(self.dataset.attrs["seed"]))
 
     @property

@@ -11,14 +11,14 @@ import torch
 
 from interp.errors import MeasureError, PromptError
 from interp.measures import as_names, check_measures
+from interp.measures import measures as known_measures
 from interp.models import RewardModel
+from interp.models.optimised import Optimised
 from interp.models.pretrained import DeviceMap
-from interp.models.reward_model import Optimised
 from interp.pair import CheckpointPair
 from interp.progress import Progress
 from interp.prompts import Prompts
 from interp.reward.courses import pair_at, pair_reward
-from interp.reward.joining import DRAWS
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,15 @@ class Options:
         names = check_measures(asked, with_reward=self.reward is not None, with_checkpoints=kept)
         numbers = {name: getattr(self, name) for name in ("batch_size", "max_new_tokens", "seed")}
         check_settings(**numbers, **({} if self.draws is None else {"draws": self.draws}))
-        if asked is not None and "logit_diff" in asked and prompts.answers is None:
+        unanswered = [name for name in asked or () if name != "all" and known_measures()[name].needs.answers]
+        if unanswered and prompts.answers is None:
             raise MeasureError(
-                "logit_diff needs answers: Prompts(..., answers=(' bad', ' good')), or --answer and --against"
+                f"{unanswered[0]} needs answers: Prompts(..., answers=(' bad', ' good')), or --answer and --against"
             )
-        if asked is not None and "implicit_reward" in asked and self.draws is not None and self.draws < DRAWS:
-            raise MeasureError(f"implicit_reward needs {DRAWS} draws or more, not {self.draws}; leave draws out")
+        for name in (each for each in asked or () if each != "all"):
+            least = known_measures()[name].needs.samples
+            if self.draws is not None and self.draws < least:
+                raise MeasureError(f"{name} needs {least} draws or more, not {self.draws}; leave draws out")
         if self.in_memory not in ("all", "one"):
             raise PromptError(f'in_memory is "all" or "one", not {self.in_memory!r}')
         if self.optimised is not None and self.reward is None:

@@ -14,7 +14,7 @@ from interp.models import source_name
 from interp.stats import MIN_PROMPTS, SPLIT_PROMPTS
 
 RANGES = {
-    "95 % interval": ("lower", "upper"),
+    "95 % interval": ("estimate_low", "estimate_high"),
     "null runs": ("control_low", "control_high"),
     "replicates": ("replicate_low", "replicate_high"),
     "permuted": ("permuted_low", "permuted_high"),

@@ -100,7 +100,7 @@ def build(
         write_text(folder / "openings.txt", "\n".join(prompts) + "\n")
         write_json(folder / "prompts.json", {"texts": list(HELD_OUT_PROMPTS), "answers": list(ANSWERS)})
         build_pair(config(seed), folder, progress=progress)
-    return CheckpointPair.load(out)
+    return CheckpointPair.load(Path(out))
 
 
 def _language_model(folder: Path, seed: int, progress: Progress | None) -> Any:

@@ -234,7 +234,7 @@ def reading(cell: Cell) -> Write:
 def implicit(cell: Cell) -> Write:
     """Does the policy's shift follow the reward? And what was gained of it."""
     from interp.models import RewardModel
-    from interp.models.reward_model import Optimised
+    from interp.models.optimised import Optimised
     from interp.prompts import Prompts
     from interp.reward import implicit_reward
 

@@ -31,10 +31,10 @@ def demo(
         from interp.cli.train import progress_lines
         from training.demo import build
 
-        pair_folder = out.with_name(out.name + "-pair")
+        target = out.with_name(out.name + "-pair")
         with progress_lines() as progress:
-            pair = build(pair_folder, seed=seed, progress=progress, overwrite=True)
-        print(f"trained the pair again in {pair_folder}")
+            pair = build(target, seed=seed, progress=progress, overwrite=True)
+        print(f"trained the pair again in {target}")
     else:
         pair = CheckpointPair.load(shipped)
     data = read_json(shipped / "prompts.json")

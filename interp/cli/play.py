@@ -58,10 +58,10 @@ def play(
 
 
 def _load(run: str) -> tuple[CheckpointPair, Reward | None]:
-    from interp.pair import CheckpointPair, pair_folder
+    from interp.pair import CheckpointPair
     from training.reward import reward_of_pair
 
-    pair = CheckpointPair.load(pair_folder(run))
+    pair = CheckpointPair.load(run)
     return pair, reward_of_pair(pair)
 
 

@@ -14,8 +14,20 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from interp.divergences import KINDS, divergences
-from interp.measures.arrays import MODELS, Variable, dataset, strings, variable
-from interp.measures.logits import response_steps, response_variables
+from interp.measures.arrays import (
+    MODELS,
+    Variable,
+    dataset,
+    strings,
+    variable,
+)
+from interp.measures.findings import (
+    ByPrompt,
+    Row,
+    Table,
+)
+from interp.measures.kl import response_steps, response_variables
+from interp.measures.measure import Context, Measure, Needs, Section
 from interp.models import Policy, RewardModel
 from interp.models.offload import KEPT_BYTES, AllInMemory, InMemory
 from interp.prompts import Batch, make_batch, response_texts
@@ -236,3 +248,68 @@ def _predicting(batch: Batch) -> Bool[Tensor, "batch seq"]:
     """Where a response token is predicted: from the prompt's last token to the response's last but one."""
     columns = torch.arange(batch.input_ids.shape[1])
     return (columns >= batch.prompt_lengths[:, None] - 1) & (columns < batch.lengths[:, None] - 1)
+
+
+def sampled(context: Context) -> xr.Dataset:
+    """What `completions` gives of the two models of a comparison."""
+    settings, theirs = context.settings, context.tuned_tokens
+    return completions(
+        context.base,
+        context.tuned,
+        context.tokens.prompt_ids,
+        encoder_ids=context.tokens.encoder_ids,
+        tuned_ids=(theirs.prompt_ids, theirs.encoder_ids) if settings.own_tokens else None,
+        reward=settings.reward,
+        draws=settings.sampling.samples or 1,
+        max_new_tokens=settings.sampling.max_new_tokens,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        turns=settings.turns,
+        kept=context.of_base,
+    )
+
+
+def findings(table: Table) -> Iterator[Row]:
+    """Rewards of the sampled responses; how far the models lie apart along them is said with the divergence."""
+    if "completion_reward" in table.data:
+        yield from _rewarded(table)
+
+
+def _rewarded(table: Table) -> Iterator[Row]:
+    """Rewards of the sampled responses."""
+    rewards = table.data["completion_reward"]
+    units, name = str(rewards.attrs.get("units", "")), str(rewards.attrs.get("long_name", "reward"))
+
+    def of(source: str) -> ByPrompt:
+        return lambda data: data["completion_reward"].sel(source=source).mean("draw").values
+
+    def change(data: xr.Dataset) -> np.ndarray:
+        return of("tuned")(data) - of("base")(data)
+
+    yield table.row("reward", f"{name}: tuned's samples minus base's", change, units)
+    yield table.row("reward", f"{name}: base's samples", of("base"), units, of="base")
+    yield table.row("reward", f"{name}: tuned's samples", of("tuned"), units, of="tuned")
+
+
+COMPLETIONS = Measure(
+    name="completions",
+    title="Completions",
+    meaning="What both models say to each prompt, with the same random numbers, and how the reward scores it.",
+    formula="continuations sampled from each model; KL(tuned || base) where each of their tokens is predicted",
+    units="nats; the reward's own units",
+    misleads="A few samples are an anecdote: the figures of the summary are means over prompts.",
+    group="Text",
+    when="with a reward",
+    needs=Needs(samples=1, shared_vocabulary=False, same_shape=False),
+    arrays=("completion", "completion_prompt", "completion_reward", "response_id", "response_logprob"),
+    whole=sampled,
+    findings=findings,
+    sections=(
+        Section(
+            "samples",
+            "Sample completions",
+            "Completions",
+            drawn_by="page",
+        ),
+    ),
+)

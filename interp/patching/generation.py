@@ -37,7 +37,7 @@ from interp.patching.runs import LOADING, Runs, former_parameters, open_runs
 from interp.patching.targets import Intervention, Sites, interventions, random_like
 from interp.progress import Progress, no_progress
 from interp.prompts import Batch, Prompts, TokenizedPrompts, make_batch, response_texts
-from interp.sampling import Sampling, choose, end_ids, uniforms
+from interp.sampling import Sampling, cache_of, choose, continuing, end_ids, uniforms
 
 SAMPLES = 16
 """Continuations a prompt where `Sampling` leaves their number open."""
@@ -296,8 +296,8 @@ class Stream:
         if parts.takes_positions:
             inputs["position_ids"] = self._positions + parts.family.position_offset(parts.model.config)
         with inference(parts.model), patch(parts, changes or {}), capture(parts, {*sites, final}) as store:
-            output = parts.backbone(**inputs, past_key_values=self._cache, use_cache=True)
-        self._cache = output.past_key_values
+            output = parts.backbone(**inputs, **continuing(parts.backbone, self._cache))
+        self._cache = cache_of(output)
         return store[final][:, -1], {site: store[site] for site in sites}
 
     def append(self, tokens: Int[Tensor, " row"]) -> None:

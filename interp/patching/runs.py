@@ -10,9 +10,9 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 from jaxtyping import Int
 
-from interp.engine import check_lengths
 from interp.errors import MeasureError, PromptError, TokenizerMismatch
 from interp.families import Parts
+from interp.measures.engine import check_lengths
 from interp.models import Policy, RewardModel
 from interp.models.matched import load_matched, shared_tokens
 from interp.models.source import Source

@@ -14,6 +14,7 @@ from typing import Concatenate, ParamSpec
 
 from matplotlib.figure import Figure
 
+from interp.plot import circuits
 from interp.plot import patching as _patching  # noqa: F401  its figures register themselves
 from interp.plot.attention import attention_classes, ov_circuits
 from interp.plot.bars import attribution, neurons
@@ -33,6 +34,7 @@ __all__ = [
     "attention_classes",
     "attention_entropy",
     "attribution",
+    "circuits",
     "entropy",
     "heads",
     "implicit_reward",

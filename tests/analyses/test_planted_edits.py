@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from analyses.planted_edits import (
+from analyses.planted.edits import (
     Component,
     added,
     components,

@@ -5,7 +5,7 @@ import torch
 
 import interp
 from interp.errors import PromptError
-from interp.measures.answers import answers
+from interp.measures.logit_diff import answers
 from interp.models import Policy
 from interp.prompts import Prompts
 

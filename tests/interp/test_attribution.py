@@ -10,7 +10,7 @@ import xarray as xr
 import interp
 from interp.hooks import Site
 from interp.measures.attribution import attribution, component_names, read_directions, split
-from interp.measures.logits import target_ids
+from interp.measures.logit_diff import target_ids
 from interp.measures.neurons import EVERY, most_changed, neuron_attribution, neurons
 from interp.models import Policy
 from interp.stats import selection_halves

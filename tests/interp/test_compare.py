@@ -10,9 +10,9 @@ import xarray as xr
 
 import interp
 from interp.errors import FormatError, InterpError, LoadError, MeasureError, PromptError, TokenizerMismatch
-from interp.measures import REWARD_MEASURES, TRAINING_MEASURES
 from tests.conftest import save, tiny_gpt2, tiny_llama
 from tests.interp.test_models import classifier
+from tests.interp.traced import JOINED
 
 TEXTS = """this movie was really|the plot was|great acting and a very boring film|fun|a film|the acting was very|
 this plot was really|great film and the plot was very|the film was|this was a very""".replace("\n", "").split("|")
@@ -94,8 +94,8 @@ def test_completeness_and_intervals_in_the_summary(make_model, tokenizer):
     rows = frame[frame["reading"].str.startswith("attribution")]
     assert (rows["completeness"] < 1e-4).all() and len(rows) >= 6
     with_prompts = frame[frame["n"] >= 8]
-    assert (with_prompts["lower"] <= with_prompts["estimate"]).all() and (
-        with_prompts["estimate"] <= with_prompts["upper"]
+    assert (with_prompts["estimate_low"] <= with_prompts["estimate"]).all() and (
+        with_prompts["estimate"] <= with_prompts["estimate_high"]
     ).all()
     difference = (cmp["logit_diff"].sel(model="tuned") - cmp["logit_diff"].sel(model="base")).mean().item()
     assert frame["estimate"][0] == pytest.approx(difference)
@@ -106,11 +106,11 @@ def test_completeness_and_intervals_in_the_summary(make_model, tokenizer):
 
 def test_few_prompts_have_no_interval_and_say_so(make_model, tokenizer):
     cmp = run(make_model(1), make_model(2), tokenizer, texts=TEXTS[:3])
-    assert cmp.summary()["lower"].isna().all()
+    assert cmp.summary()["estimate_low"].isna().all()
     assert "No intervals: 3 different prompts" in repr(cmp)
     assert "No null runs" in repr(cmp)
     repeated = run(make_model(1), make_model(2), tokenizer, texts=TEXTS[:3] * 4)
-    assert repeated.summary()["lower"].isna().all(), "copies of a prompt are no evidence"
+    assert repeated.summary()["estimate_low"].isna().all(), "copies of a prompt are no evidence"
 
 
 def test_controls_give_a_range(make_model, tokenizer):
@@ -185,7 +185,7 @@ def test_measures_can_be_chosen(make_model, tokenizer):
     assert "attribution" not in cmp.dataset and "completion" not in cmp.dataset
     with pytest.raises(MeasureError, match="holds no 'attribution'; it holds"):
         cmp["attribution"]
-    for name in (name for name in interp.MEASURES if name not in (*REWARD_MEASURES, *TRAINING_MEASURES)):
+    for name in (name for name in interp.MEASURES if name not in JOINED):
         assert len(run(make_model(1), make_model(2), tokenizer, measures=[name]).summary()) > 0 or name in (
             "completions",
         )

@@ -5,11 +5,11 @@ import torch
 
 import interp
 from interp.errors import PromptError
-from interp.measures import REWARD_MEASURES, TRAINING_MEASURES
 from interp.models import Policy, RewardModel
 from tests.conftest import save, tiny_gpt2, tiny_llama
 from tests.interp.test_compare import PROMPTS, TEXTS
 from tests.interp.test_models import classifier
+from tests.interp.traced import JOINED
 
 
 def prompts(**options):
@@ -27,8 +27,7 @@ def same(found, expected):
 def test_each_is_what_compare_gives(make_model, tokenizer, answered):
     base, models = make_model(), {str(seed): make_model(seed) for seed in (1, 2)}
     asked = prompts() if answered else interp.Prompts(TEXTS)
-    joins = (*REWARD_MEASURES, *TRAINING_MEASURES)
-    names = [name for name in interp.MEASURES if name not in joins and (answered or name != "logit_diff")]
+    names = [name for name in interp.MEASURES if name not in JOINED and (answered or name != "logit_diff")]
     options = dict(tokenizer=tokenizer, measures=names, max_new_tokens=4, batch_size=4)
     found = interp.compare_many(base, models, asked, **options)
     assert list(found) == list(models)

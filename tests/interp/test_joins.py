@@ -13,7 +13,7 @@ from interp import reward
 from interp.cli import main
 from interp.errors import MeasureError
 from interp.io import write_json
-from interp.models.reward_model import Optimised
+from interp.models.optimised import Optimised
 from interp.prompts import response_ends, response_texts
 from tests.conftest import save, tiny_gpt2, tiny_llama
 from tests.interp.test_models import classifier

@@ -175,7 +175,7 @@ class TestWeights:
             ("~/no/such/folder", "there is no folder"),
             ("~nobody-here/model", "cannot be a folder"),
             ("x" * 10**6, "cannot be a folder|neither a folder"),
-            (3, "a model is a folder, a hub id or a loaded module, not a int"),
+            (3, "a model is a folder, a hub id, a loaded module or a Policy, not a int"),
             (["a", "b"], "not a list"),
         ):
             refused(message, Policy.load, source, kind=LoadError)

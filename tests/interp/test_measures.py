@@ -10,20 +10,23 @@ import interp
 from interp.divergences import entropy, entropy_of_log_probs, js_divergence, kl_divergence
 from interp.errors import MeasureError
 from interp.hooks import Site
-from interp.measures import DEFAULT_MEASURES, MEASURES, REWARD_MEASURES, TRAINING_MEASURES, check_measures
-from interp.measures.arrays import TokenTexts
+from interp.measures import DEFAULT_MEASURES, MEASURES, check_measures
+from interp.measures.arrays import TokenTexts, mean_over, prompt_columns
 from interp.measures.attention import attention, pattern_examples
 from interp.measures.completions import completions
-from interp.measures.lens import lens, lens_base_head, lens_positions, lens_sites
-from interp.measures.logits import kl, logit_diff, movers, next_token, target_ids
+from interp.measures.kl import kl
+from interp.measures.lens import lens, lens_sites
+from interp.measures.lens_base_head import lens_base_head
+from interp.measures.lens_positions import lens_positions
+from interp.measures.logit_diff import logit_diff, target_ids
+from interp.measures.next_token import movers, next_token
 from interp.measures.residual import cosine, residual
-from interp.measures.spans import mean_over, prompt_columns
 from interp.measures.token_classes import TOKEN_CLASSES, is_punctuation, shares, token_classes
 from interp.models import Policy, RewardModel
 from interp.prompts import Prompts, make_batch
 from tests.conftest import tiny_gpt2
 from tests.interp.architectures import build
-from tests.interp.traced import ANSWERS, TEXTS, traces
+from tests.interp.traced import ANSWERS, JOINED, TEXTS, traces
 
 
 @pytest.fixture
@@ -451,14 +454,14 @@ class TestCompletions:
 
 def test_measures_by_name():
     assert check_measures(None) == DEFAULT_MEASURES
-    assert check_measures(None, with_reward=True) == (*DEFAULT_MEASURES, "completions", *REWARD_MEASURES)
+    rewarded = check_measures(None, with_reward=True)
+    assert rewarded == (*DEFAULT_MEASURES, "completions", "implicit_reward", "token_join")
     every = check_measures("all", with_reward=True, with_checkpoints=True)
-    joined = (*REWARD_MEASURES, *TRAINING_MEASURES)
-    assert every == MEASURES and check_measures(["kl", "all"]) == MEASURES[: -len(joined)]
+    assert every == MEASURES and check_measures(["kl", "all"]) == MEASURES[: -len(JOINED)]
     assert set(DEFAULT_MEASURES) < set(MEASURES)
     assert check_measures(["weights", "kl"]) == ("kl", "weights")
     assert check_measures("lens") == ("lens",)
-    with pytest.raises(MeasureError, match="unknown measure 'logits'; choose among next_token, logit_diff"):
+    with pytest.raises(MeasureError, match="unknown measure 'logits'; choose among logit_diff, next_token"):
         check_measures(["logits"])
     with pytest.raises(MeasureError, match="no measure is named"):
         check_measures([])

@@ -1,4 +1,4 @@
-"""The command in any folder: shipped recipes by name, paths relative to a recipe, no file there that is taken for ours."""
+"""The command in any folder: recipes by name, paths relative to a recipe, and no file there that is taken for ours."""
 
 import os
 import signal
@@ -80,7 +80,7 @@ def test_a_shipped_recipe_has_a_name_which_wins_over_a_file(tmp_path, monkeypatc
 def test_a_shipped_pair_has_a_name_which_wins_over_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo").mkdir()
-    assert CheckpointPair.load(pair_folder("demo")).manifest["engine"] == "native"
+    assert CheckpointPair.load("demo").manifest["engine"] == "native"
     assert pair_folder("./demo") == pair_folder(Path("demo")) == Path("demo")
 
 

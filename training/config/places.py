@@ -72,12 +72,12 @@ def changed(section: type, values: Any, change: Callable[[str, str], str]) -> An
         return values
     hints = typing.get_type_hints(section)
     kinds = {field.name: field.metadata.get("place") for field in dataclasses.fields(section)}
-    return {
-        key: _changed_texts(value, kinds[key], change)
-        if kinds.get(key)
-        else _changed_sections(value, hints.get(key), change)
-        for key, value in values.items()
-    }
+
+    def one(key: str, value: Any) -> Any:
+        kind = kinds.get(key)
+        return _changed_sections(value, hints.get(key), change) if kind is None else _changed_texts(value, kind, change)
+
+    return {key: one(key, value) for key, value in values.items()}
 
 
 def _changed_texts(value: Any, kind: str, change: Callable[[str, str], str]) -> Any:

@@ -67,7 +67,7 @@ def train(
         crew.wait()  # until the main process has made the folder
         build(config, unfinished(out), reward=reward, prompts=prompts, crew=crew, resume=resume)
         crew.wait()
-        return CheckpointPair.load(out)
+        return CheckpointPair.load(Path(out))
     with workshop(out, overwrite=overwrite, resume=resume) as folder:
         config.save(folder / RECIPE)  # first of all: from here on the run can be resumed
         check(config, reward=reward, prompts=prompts)
@@ -75,7 +75,7 @@ def train(
         crew.wait()
         build(config, folder, reward=reward, prompts=prompts, progress=progress, crew=crew, resume=resume)
     crew.wait()
-    return CheckpointPair.load(out)
+    return CheckpointPair.load(Path(out))
 
 
 def _stored_config(out: str | os.PathLike[str], given: RLHFConfig | None) -> RLHFConfig:
