@@ -405,7 +405,7 @@ def test_settings_out_of_range_are_refused(pair, name, value):
 
 
 def test_a_module_reads_with_the_recipients_tokenizer(pair, tokenizer):
-    with pytest.raises(TypeError, match=r"no parameter tokenizer; pass a model that was loaded so: interp.load"):
+    with pytest.raises(TypeError, match=r"no parameter 'tokenizer' any more; load first: interp.load"):
         activation_patching(*(each.model for each in pair), TEXTS, sites="mlp_out", tokenizer=tokenizer)
     found = activation_patching(pair[0], pair[1].model, TEXTS, sites="mlp_out")
     same = activation_patching(*pair, TEXTS, sites="mlp_out")

@@ -167,7 +167,7 @@ def test_random_sets_and_hooks_and_bad_rewards(tokenizer):
         reward_patching(*pair, Prompts(TEXTS), lambda **_: 1 / 0, **job)
     with pytest.raises(MeasureError, match="is called as"):
         reward_patching(*pair, Prompts(TEXTS), lambda texts: [0.0] * len(texts), **job)
-    with pytest.raises(TypeError, match=r"no parameter samples; pass sampling=Sampling\(samples=...\)"):
+    with pytest.raises(TypeError, match=r"no parameter 'samples' any more; pass sampling=Sampling\(samples=...\)"):
         reward_patching(*pair, Prompts(TEXTS), length_and_es, samples=2, **job)
     for policy in pair:
         assert not any(module._forward_hooks or module._forward_pre_hooks for module in policy.model.modules())
