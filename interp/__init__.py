@@ -12,12 +12,11 @@ from interp.lazy import lazy
 
 if TYPE_CHECKING:
     from interp import circuits, families, patching, plot, report, reward
-    from interp.comparing import compare, compare_many
-    from interp.comparison import Comparison
+    from interp.comparison import Comparison, compare, compare_many
     from interp.errors import InterpError
     from interp.families import register_family
     from interp.hooks import Site
-    from interp.measures import DEFAULT_MEASURES, MEASURES
+    from interp.measures import DEFAULT_MEASURES, MEASURES, Measure, register_measure
     from interp.models import Policy, RewardModel, load, load_pair, load_reward
     from interp.pair import CheckpointPair
     from interp.prompts import Prompts
@@ -32,6 +31,7 @@ _HOMES = {
     "DEFAULT_MEASURES": "interp.measures",
     "InterpError": "interp.errors",
     "MEASURES": "interp.measures",
+    "Measure": "interp.measures",
     "Policy": "interp.models",
     "Prompts": "interp.prompts",
     "Result": "interp.result",
@@ -39,8 +39,8 @@ _HOMES = {
     "Sampling": "interp.sampling",
     "Site": "interp.hooks",
     "circuits": "",
-    "compare": "interp.comparing",
-    "compare_many": "interp.comparing",
+    "compare": "interp.comparison",
+    "compare_many": "interp.comparison",
     "families": "",
     "load": "interp.models",
     "load_pair": "interp.models",
@@ -49,6 +49,7 @@ _HOMES = {
     "patching": "",
     "plot": "",
     "register_family": "interp.families",
+    "register_measure": "interp.measures",
     "report": "",
     "reward": "",
 }
@@ -60,6 +61,7 @@ __all__ = [
     "CheckpointPair",
     "Comparison",
     "InterpError",
+    "Measure",
     "Policy",
     "Prompts",
     "Result",
@@ -77,10 +79,11 @@ __all__ = [
     "patching",
     "plot",
     "register_family",
+    "register_measure",
     "report",
     "reward",
 ]
 
 
 if not TYPE_CHECKING:
-    __getattr__, __dir__ = lazy(__name__, _HOMES)
+    __getattr__, __dir__ = lazy(__name__, _HOMES, growing=("DEFAULT_MEASURES", "MEASURES"))

@@ -211,7 +211,7 @@ def pair_at(place: object) -> CheckpointPair | None:
         return place
     if not isinstance(place, (str, os.PathLike)):
         return None
-    folder = pair_folder(place)
+    folder = shipped_pair(place) or Path(place)
     begun = _begun(folder) and not folder.is_dir()
     return CheckpointPair.load(folder) if begun or (folder / MANIFEST).is_file() else None
 

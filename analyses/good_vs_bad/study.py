@@ -100,7 +100,7 @@ def run(
     common: dict[str, Any] = {"seed": seed}
     say("both models side by side")
     taken = ["next_token", "logit_diff", "kl", "lens", "lens_base_head", "attribution", "neurons", "attention"]
-    comparison = compare(base, tuned, prompts, measures=taken, control=list(what.controls), seed=seed)
+    comparison = compare(base, tuned, prompts, measures=taken, controls=list(what.controls), seed=seed)
     say("patching by layer, position and head")
     layers = activation_patching(base, tuned, prompts, sites=("resid_pre", "attn_out", "mlp_out"), **common)
     few = commonest_length(prompts, base)
