@@ -1,8 +1,11 @@
-"""The calls that differ between version 1 and later versions, side by side; cases use the later names."""
+"""The calls that differ between version 1 and later versions; cases use the later names."""
 
 from __future__ import annotations
 
 import inspect
+import sys
+from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -10,79 +13,76 @@ import interp
 
 NEW = hasattr(interp, "load_result")
 
-OLD_NAMES: dict[str, dict[str, str]] = {
-    "compare": {"controls": "control", "samples": "draws"},
-    "compare_many": {"controls": "control", "samples": "draws"},
-    "circuits.compare": {"controls": "control", "random_circuits": "random"},
-    "circuits.faithfulness_curve": {"random_circuits": "random"},
-    "patching.activation_patching": {"draws": "random_sets"},
-    "patching.ablation": {"draws": "random_sets"},
-    "patching.reward_patching": {"draws": "random_sets"},
-    "patching.smallest_set": {"draws": "random_sets"},
-    "patching.steering": {"draws": "random_directions"},
-    "reward.implicit_reward": {"draws": "permutations"},
-    "reward.token_join": {"draws": "permutations"},
-    "reward.probes": {"draws": "permutations"},
+HOMES = {
+    "circuits.path_patching": ("circuits.path_patching", "circuits.paths.path_patching"),
+    "circuits.Circuit": ("circuits.Circuit", "circuits.choice.Circuit"),
 }
-"""Arguments that version 1 called otherwise."""
+"""Where a function stands: the later place first, then that of version 1."""
 
-OLD_HOMES = {"circuits.path_patching": "circuits.paths.path_patching"}
-
-ALSO = {
-    "random_circuits": ("draws", "random"),
+ARGUMENTS: Mapping[str, tuple[str, ...]] = {
+    "controls": ("control",),
     "draws": ("random_sets", "random_directions", "permutations"),
-    "control": ("controls",),
+    "random_circuits": ("random",),
 }
-"""What else an argument may be called in later versions, tried in this order where a function has no such argument."""
+"""What version 1 called an argument, by its later name."""
+
+OWN_ARGUMENTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "compare": {"samples": ("draws",)},
+    "compare_many": {"samples": ("draws",)},
+}
+"""The same, of single functions."""
 
 
 def policy(source: Any) -> Any:
-    return interp.load(source) if NEW else interp.Policy.load(source)
+    return interp.load(source) if hasattr(interp, "load") else interp.Policy.load(source)
 
 
 def reward_model(source: Any, **options: Any) -> Any:
-    return interp.load_reward(source, **options) if NEW else interp.RewardModel.load(source, **options)
+    later = hasattr(interp, "load_reward")
+    return interp.load_reward(source, **options) if later else interp.RewardModel.load(source, **options)
 
 
 def pair(folder: Path) -> Any:
-    return interp.load_pair(folder) if NEW else interp.CheckpointPair.load(folder)
-
-
-def call(name: str, *values: Any, **settings: Any) -> Any:
-    """Call `interp.NAME` with settings under the later names."""
-    if not NEW:
-        names = OLD_NAMES.get(name, {})
-        return function(OLD_HOMES.get(name, name))(*values, **{names.get(key, key): v for key, v in settings.items()})
-    verb = function(name)
-    return verb(*values, **_translated(verb, settings))
+    return interp.load_pair(folder) if hasattr(interp, "load_pair") else interp.CheckpointPair.load(folder)
 
 
 def function(name: str) -> Any:
-    from importlib import import_module
+    """What `interp.NAME` is, wherever it stands."""
+    for place in HOMES.get(name, (name,)):
+        home, _, last = f"interp.{place}".rpartition(".")
+        try:
+            return getattr(import_module(home), last)
+        except (ImportError, AttributeError):
+            continue
+    raise AttributeError(f"interp has no {name}")
 
-    found: Any = interp
-    path = "interp"
-    for part in name.split("."):
-        path += f".{part}"
-        found = getattr(found, part) if hasattr(found, part) else import_module(path)
-    return found
 
-
-def _translated(verb: Any, settings: dict[str, Any]) -> dict[str, Any]:
+def call(name: str, *values: Any, **settings: Any) -> Any:
+    """Call `interp.NAME` with settings under their later names."""
+    verb = function(name)
     has = inspect.signature(verb).parameters
     given = dict(settings)
     if "sampling" in has:
         sampled = {key: given.pop(key) for key in ("samples", "max_new_tokens") if key in given}
         if sampled:
-            given["sampling"] = interp.Sampling(**sampled)
-    taken: dict[str, Any] = {}
-    for key, value in given.items():
-        others = [key, *ALSO.get(key, ())]
-        free = [
-            other for other in others if other in has and other not in taken and (other == key or other not in given)
-        ]
-        taken[free[0] if free else key] = value
-    return taken
+            given["sampling"] = _sampling(**sampled)
+    others = {**ARGUMENTS, **OWN_ARGUMENTS.get(name, {})}
+    # compare_many of version 1 hands options on, among them `control` and `draws`
+    return verb(*values, **{_argument(key, others.get(key, ()), has): value for key, value in given.items()})
+
+
+def _argument(key: str, others: tuple[str, ...], has: Mapping[str, Any]) -> str:
+    if key in has:
+        return key
+    free = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in has.values())
+    known = [other for other in others if other in has]
+    return known[0] if known else others[0] if free and others else key
+
+
+def _sampling(**settings: Any) -> Any:
+    from interp.sampling import Sampling
+
+    return Sampling(**settings)
 
 
 def joined(result: Any, name: str) -> Any:
@@ -93,8 +93,6 @@ def joined(result: Any, name: str) -> Any:
 
 def run_command(*words: str) -> None:
     """The command line: `interp train ...`."""
-    import sys
-
     from interp.cli import main
 
     before, sys.argv = sys.argv, ["interp", *words]

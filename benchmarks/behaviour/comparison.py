@@ -48,9 +48,12 @@ def compare(old: Path, new: Path, exceptions: Path) -> int:
             used[f"{rule['name']} ({', '.join(_kinds(rule))}): {rule['reason']}"] += 1
     counts = Counter(finding.state for finding in findings)
     print(", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
+    close: dict[str, list[Finding]] = {}
     for finding in findings:
         if finding.state == "close":
-            print(f"close      {finding.name}  {finding.detail}")
+            close.setdefault(finding.name.rsplit("/", 1)[1], []).append(finding)
+    for array, several in close.items():
+        print(f"close      {len(several):4}  */{array}, such as {several[0].name} {several[0].detail}")
     for text, count in used.items():
         print(f"explained  {count:4}  {text}")
     for finding in unexplained:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ CORRUPTED = [text.replace("the ", "that ").replace(" was ", " is not ").replace(
 CORRUPTED = [" ".join(text.split()[:4]) for text in CORRUPTED]
 OPINIONS = [
     f"{first} {rest}"
-    for first in ("the film was", "a story is", "i think the plot is", "people said it was")
+    for first in ("the film was", "a story is", "i think the plot is", "people said it was", "the cast is not")
     for rest in ("good", "bad", "great!", "terrible!!", "so really good, very fun", "not very bad! but boring")
 ]
 
@@ -55,10 +56,8 @@ def tokenizer(*, marked: bool = False) -> PreTrainedTokenizerFast:
         ends = [("<cls>", names.index("<cls>")), ("<sep>", names.index("<sep>"))]
         raw.post_processor = processors.TemplateProcessing(single="<cls> $A <sep>", special_tokens=ends)
     options: dict[str, Any] = {"unk_token": "<unk>", "pad_token": "<end>", "clean_up_tokenization_spaces": False}
-    if marked:
-        options |= {"cls_token": "<cls>", "sep_token": "<sep>", "mask_token": "<mask>"}
-    else:
-        options |= {"eos_token": "<end>"}
+    marks = {"cls_token": "<cls>", "sep_token": "<sep>", "mask_token": "<mask>"}
+    options |= marks if marked else {"eos_token": "<end>"}
     return PreTrainedTokenizerFast(tokenizer_object=raw, **options)
 
 
@@ -152,7 +151,7 @@ def edited(source: Path, folder: Path, seed: int = 0) -> Path:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if any(f"layers.{layer}." in name for layer in (1, 2)) and ("o_proj" in name or "down_proj" in name):
+            if re.search(r"\.(layers|h)\.[12]\..*(o_proj|down_proj|c_proj)\.weight", name):
                 noise = torch.randn(parameter.shape, generator=generator)
                 parameter.add_(noise * 0.3 * parameter.std())
     return save(model, AutoTokenizer.from_pretrained(source), folder)
@@ -165,7 +164,7 @@ def pair(folder: Path) -> Path:
     classifier(folder / "reward")
     classifier(folder / "reward" / "checkpoints" / "step-000000", 9)
     (folder / "reward" / "card.json").write_text(json.dumps({"steps": 8}))
-    ppo = {"init_kl_coef": 0.1, "cliprange_reward": 0.5, "target": None}
+    ppo = {"init_kl_coef": 0.1, "cliprange_reward": 5.0, "target": None}
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     manifest = {
         "format": 1, "engine": "native", "config": {"ppo": ppo, "generate": {"temperature": 1}}, "seed": 0,
@@ -199,10 +198,11 @@ model = "{folder / "reward"}"
 label = "POS"
 output = "logit"
 [generate]
-max_new_tokens = 5
+max_new_tokens = 8
 [train]
 engine = "native"
 total_steps = 4
+learning_rate = 0.01
 batch_size = 8
 eval_samples = 2
 checkpoint_interval = 2
@@ -211,7 +211,7 @@ timings = false
 shuffled = 1
 replicates = 1
 [ppo]
-num_rollouts = 16
+num_rollouts = 8
 chunk_size = 8
 ppo_epochs = 2
 """)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+import transformers
 import xarray as xr
 
 OUTSIDE = (
@@ -30,7 +31,8 @@ OUTSIDE = (
 TABLES = ("summary", "course", "components", "patching")
 """Methods of results that give a table."""
 
-Arrays = dict[str, np.ndarray]
+PLACES: list[str] = []
+"""Folders that texts may name, and that differ from recording to recording."""
 
 
 def main(code: str, out: str, pattern: str) -> int:
@@ -48,6 +50,8 @@ def main(code: str, out: str, pattern: str) -> int:
     log: dict[str, Any] = {"api": "new" if adapter.NEW else "old", "cases": {}}
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as temporary:
+        PLACES[:] = [temporary, code]
+        transformers.logging.disable_progress_bar()
         for name, case in cases.all_cases(Path(temporary), Path(interp.__file__).parent / "data" / "demo"):
             if fnmatch.fnmatchcase(name, pattern):
                 log["cases"][name] = run(case, folder / f"{name}.npz")
@@ -96,7 +100,7 @@ def flat(prefix: str, value: Any, dims: dict[str, list[str]]) -> Iterator[tuple[
         yield from of_result(prefix, value, dims)
     elif isinstance(value, Mapping):
         for name, each in value.items():
-            yield from flat(f"{prefix}{name}/", each, dims)
+            yield from flat(f"{prefix}{name}/" if name else prefix, each, dims)
     elif isinstance(value, (list, tuple)) and any(map(is_structured, value)):
         for index, each in enumerate(value):
             yield from flat(f"{prefix}{index}/", each, dims)
@@ -157,13 +161,20 @@ def plain(value: Any) -> np.ndarray:
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu().numpy()
     array = np.asarray(value)
-    if array.dtype.kind not in "OT" and array.dtype.kind != "S":
+    if array.dtype.kind not in "OTSU":
         return array
     items = array.ravel().tolist()
     if all(item is None or isinstance(item, (int, float, bool)) for item in items):
         numbers = [np.nan if item is None else float(item) for item in items]
         return np.array(numbers, dtype=np.float64).reshape(array.shape)
-    return np.array([str(item) for item in items], dtype=np.str_).reshape(array.shape)
+    return np.array([without_places(str(item)) for item in items], dtype=np.str_).reshape(array.shape)
+
+
+def without_places(text: str) -> str:
+    """A text without the folders in which this recording lies."""
+    for place in PLACES:
+        text = text.replace(place, "")
+    return text
 
 
 if __name__ == "__main__":

@@ -141,7 +141,7 @@ def head_changes(
         for (layer, head), group in zip(chosen, groups, strict=True)
         for part in PARTS
     ]
-    patched = patch_runs(runs, sites=sites, metric=metric, batch_size=batch_size, random_sets=0, seed=seed)
+    patched = patch_runs(runs, sites=sites, metric=metric, batch_size=batch_size, draws=0, seed=seed)
     tell("following heads: parts", 3, 4)
     attended = _attended(runs, chosen, batch_size)
     scores = np.stack([_scores(policy, chosen, seed) for policy in runs.policies], axis=2)
