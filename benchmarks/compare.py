@@ -107,24 +107,26 @@ class Speed:
                     model(input_ids=rows, attention_mask=torch.ones_like(rows), use_cache=False)
 
     def measures(self, names: Iterable[str]) -> None:
-        from interp.engine import Settings, run_measures
+        from interp.measures import Settings
+        from interp.measures.engine import run_measures
+        from interp.sampling import Sampling
 
-        settings = Settings(tuple(names), BATCH, 0, 16, None)
+        settings = Settings(tuple(names), BATCH, 0, Sampling(1, 16))
         run_measures(self.policies[0], [self.policies[1]], self.prompts, settings)
 
     def parts(self, names: Iterable[str]) -> dict[str, float]:
         """Seconds of tracing with all sites, and of each measure by itself, on all prompts."""
-        from interp.measures import TRACE_MEASURES
+        from interp.measures import measures
 
-        chosen = {name: TRACE_MEASURES[name] for name in names if name in TRACE_MEASURES}
-        sites = sorted({site for measure in chosen.values() for site in measure.sites(self.policies[0])})
+        chosen = {name: measures()[name] for name in names if measures()[name].per_batch is not None}
+        sites = sorted({site for measure in chosen.values() for site in measure.needs.sites(self.policies[0])})
         taken = dict.fromkeys(["both traces", *chosen], 0.0)
         for batch in self.tokens.batches(BATCH):
             start = time.perf_counter()
             traces = [policy.trace(batch, sites) for policy in self.policies]
             taken["both traces"] += time.perf_counter() - start
             for name, measure in chosen.items():
-                taken[name] += seconds(lambda: measure.function(*traces))  # noqa: B023
+                taken[name] += seconds(lambda: measure.per_batch(*traces))  # noqa: B023
         return taken
 
     def peer(self, *, cache_only: bool) -> None:
@@ -285,7 +287,7 @@ def child_one(folder: str, how: str, quick: int) -> Row:
     import torch
 
     import interp
-    from interp.measures import DEFAULT_MEASURES, TRACE_MEASURES
+    from interp.measures import DEFAULT_MEASURES, measures
     from interp.models import Policy
 
     torch.set_num_threads(THREADS)
@@ -296,7 +298,7 @@ def child_one(folder: str, how: str, quick: int) -> Row:
     if how == "alone":
         policy = Policy.load(f"{folder}/base")
         tokens = prompts.tokenize(policy.tokenizer)
-        sites = {site for name in names if name in TRACE_MEASURES for site in TRACE_MEASURES[name].sites(policy)}
+        sites = {site for name in names for site in measures()[name].needs.sites(policy)}
         for batch in tokens.batches(BATCH):
             policy.trace(batch, sorted(sites))
         data = None

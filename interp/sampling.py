@@ -211,8 +211,8 @@ def continuing(model: nn.Module, cache: Any) -> dict[str, Any]:
 
     The argument is called `cache` from transformers 5.24 on, `past_key_values` before.
     """
-    known = _names(type(plain(model)))
-    return {"cache" if "cache" in known else "past_key_values": cache, "use_cache": True}
+    kind: Any = type(plain(model))
+    return {"cache" if "cache" in _names(kind) else "past_key_values": cache, "use_cache": True}
 
 
 def cache_of(output: Any) -> Any:

@@ -138,7 +138,7 @@ def compare(cells: Sequence[Cell]) -> list[Write]:
         {cell.name: cell.how["tuned"] for cell in cells},
         interp.Prompts(how["prompts"]),
         measures=measures(),
-        max_new_tokens=how["max_new_tokens"],
+        sampling=interp.Sampling(max_new_tokens=how["max_new_tokens"]),
         batch_size=BATCH,
         seed=how["seed"],
     )
@@ -234,7 +234,7 @@ def reading(cell: Cell) -> Write:
 def implicit(cell: Cell) -> Write:
     """Does the policy's shift follow the reward? And what was gained of it."""
     from interp.models import RewardModel
-    from interp.models.reward_model import Optimised
+    from interp.models.optimised import Optimised
     from interp.prompts import Prompts
     from interp.reward import implicit_reward
 

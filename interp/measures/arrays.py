@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from interp.prompts import token_text
+from interp.prompts import Batch, token_text
 
 MODELS = ("base", "tuned")
 ANSWERS = ("answer", "alternative")
@@ -68,7 +68,7 @@ class TokenTexts:
             self._known[token_id] = sys.intern(token_text(self._tokenizer, token_id))
         return self._known[token_id]
 
-    def of(self, ids: Int[Tensor, "..."]) -> np.ndarray:
+    def of(self, ids: Int[Tensor, ...]) -> np.ndarray:
         """An array of texts in the shape of `ids`; a negative id is no token, and empty."""
         flat = [self[i] if i >= 0 else "" for i in ids.flatten().tolist()]
         return strings(flat).reshape(tuple(ids.shape))
@@ -77,3 +77,17 @@ class TokenTexts:
 def stack_models(base: Tensor, tuned: Tensor) -> Tensor:
     """Put base and tuned side by side on a new second dim, `model`."""
     return torch.stack([base.cpu(), tuned.cpu()], dim=1)
+
+
+def prompt_columns(batch: Batch) -> Bool[Tensor, "batch seq"]:
+    """True at the columns of prompt tokens, False at padding and response."""
+    columns = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)
+    return (columns >= batch.first[:, None]) & (columns <= batch.last_prompt[:, None])
+
+
+def mean_over(
+    inside: Bool[Tensor, "batch seq"], values: Float[Tensor, "batch *part seq"]
+) -> Float[Tensor, " batch *part"]:
+    """Mean over the columns of `inside`, whatever stands in the others; float64, on the CPU."""
+    mask = inside.to(values.device).reshape(len(inside), *[1] * (values.ndim - 2), -1)
+    return (values.masked_fill(~mask, 0).sum(-1, dtype=torch.float64) / mask.sum(-1)).cpu()

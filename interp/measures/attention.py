@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
 from functools import partial
 
+import numpy as np
 import torch
 import xarray as xr
 from jaxtyping import Bool, Float
@@ -13,12 +15,40 @@ from torch import Tensor
 from interp.divergences import entropy, js_divergence
 from interp.families.parts import StackName
 from interp.hooks import Site
-from interp.measures.arrays import MODELS, TokenTexts, Variable, dataset, stack_models, variable
-from interp.measures.logits import target_ids
-from interp.measures.spans import mean_over, prompt_columns
+from interp.measures.arrays import (
+    MODELS,
+    TokenTexts,
+    Variable,
+    dataset,
+    mean_over,
+    prompt_columns,
+    stack_models,
+    variable,
+)
+from interp.measures.findings import (
+    Label,
+    Row,
+    Table,
+    by_head,
+    difference,
+)
+from interp.measures.logit_diff import target_ids
+from interp.measures.measure import Context, Measure, Needs, Section
+from interp.measures.ov import ov_circuits
 from interp.measures.token_classes import TOKEN_CLASSES, shares, token_classes
 from interp.models import Policy, Trace
-from interp.prompts import Batch
+from interp.models.offload import InMemory, TracePair
+from interp.prompts import Batch, TokenizedPrompts
+
+EXAMPLES = 4
+"""Prompts whose attention is kept to be looked at."""
+
+CHANGED_HEADS = 5
+"""Heads whose attention is kept, those whose pattern changed most."""
+
+KEPT_BYTES = 2**25
+"""Most that a model's patterns on the examples may take until all prompts say which heads are kept."""
+
 
 PREFIXES: dict[StackName | None, str] = {None: "", "encoder": "encoder_", "cross": "cross_"}
 """What the variables of each stack's attention are called by."""
@@ -162,3 +192,199 @@ def pattern_examples(base: Trace, tuned: Trace, heads: Sequence[tuple[int, int]]
             "changed_head_index": ("changed_head", [head for _, head in heads]),
         },
     )
+
+
+def changed_heads(context: Context) -> xr.Dataset:
+    """Patterns of the heads that changed most, on a few prompts, and what their OV circuits read and write."""
+    heads = _changed_heads(context.data["pattern_js"])
+    base, tuned = context.base, context.tuned
+    traces = context.first or _trace_examples(base, tuned, context.tokens, heads, context.settings.in_memory)
+    patterns = pattern_examples(traces.base, traces.tuned, heads)
+    patterns = patterns.assign_coords(example=range(patterns.sizes["example"]))
+    return xr.merge([patterns, ov_circuits(base, tuned, heads)])
+
+
+def _changed_heads(pattern_js: xr.DataArray) -> list[tuple[int, int]]:
+    """(layer, head) of the heads whose pattern changed most, in the mean over all prompts."""
+    change = pattern_js.mean("prompt").values
+    order = np.argsort(-change, axis=None, kind="stable")[:CHANGED_HEADS]
+    return [(int(layer), int(head)) for layer, head in zip(*np.unravel_index(order, change.shape), strict=True)]
+
+
+def first_patterns(pair: TracePair, prompts: int) -> TracePair | None:
+    """The examples' patterns of every head, out of the first batch; None where it lacks some, or they are large.
+
+    Which heads are shown is known only at the end.
+    """
+    few = slice(0, min(EXAMPLES, prompts))
+
+    def of(trace: Trace) -> Trace:
+        batch = trace.batch
+        rows = {each.name: getattr(batch, each.name) for each in fields(batch)}
+        first = replace(batch, **{name: value[few] for name, value in rows.items() if value is not None})
+        patterns = {site: trace[site][few].clone() for site in attention_sites(trace.policy) if site.stack is None}
+        return Trace(trace.policy, first, trace.logits[few, :0], patterns)
+
+    size = sum(pair.base[site][few].nbytes for site in attention_sites(pair.base.policy))
+    enough = len(pair.base.batch.input_ids) >= few.stop
+    return TracePair(0, pair.other, of(pair.base), of(pair.tuned)) if enough and size <= KEPT_BYTES else None
+
+
+def _trace_examples(
+    base: Policy, other: Policy, tokens: TokenizedPrompts, heads: Sequence[tuple[int, int]], in_memory: InMemory
+) -> TracePair:
+    """Trace the examples by themselves, for the heads that are shown."""
+    batch: Batch = next(replace(tokens, response_ids=None, answer_ids=None).batches(EXAMPLES))
+    layers = {layer for layer, _ in heads}
+    wanted = [site for site in attention_sites(base) if site.layer in layers and site.stack is None]
+    return next(in_memory.pairs(base, [other], [batch], wanted))
+
+
+def findings(table: Table) -> Iterator[Row]:
+    """The heads whose patterns lie furthest apart, and of which the last token's attention moved most."""
+    if "pattern_js" in table.data:
+        yield from _patterns_apart(table)
+    if "attention_to" in table.data:
+        yield from _attention_moved(table)
+
+
+def _circuit(table: Table, label: Label) -> str:
+    """What the head's OV circuit reads and writes in tuned, where it was looked at."""
+    data = table.data
+    if "ov_writes" not in data:
+        return ""
+    looked_at = zip(data["changed_layer"].values, data["changed_head_index"].values, strict=True)
+    for index, head in enumerate(looked_at):
+        if tuple(map(int, head)) == label:
+            where = {"changed_head": index, "ov_direction": 0, "rank": slice(0, 2)}
+            read, written = (
+                ", ".join(repr(str(token)) for token in data[name].sel(model="tuned").isel(where).values)
+                for name in ("ov_reads", "ov_writes")
+            )
+            return f" (OV reads {read}; writes {written})"
+    return ""
+
+
+def _patterns_apart(table: Table) -> Iterator[Row]:
+    """The heads whose attention patterns lie furthest apart, and whose entropy changed most."""
+    stacks = {"": "", "encoder_": " of the encoder", "cross_": " of the attention to the encoder"}
+    for prefix, where in stacks.items():
+        if f"{prefix}pattern_js" not in table.data:
+            continue
+
+        def js(data: xr.Dataset, prefix: str = prefix) -> np.ndarray:
+            return np.asarray(data[f"{prefix}pattern_js"].values)
+
+        def name(label: Label, _: np.ndarray, where: str = where) -> str:
+            circuit = "" if where else _circuit(table, label)
+            return f"L{label[0]}H{label[1]}{where}: JS of the patterns{circuit}"
+
+        yield from table.largest("attention", name, by_head(js), "nats")
+        if f"{prefix}pattern_entropy" in table.data:
+            change = by_head(difference(f"{prefix}pattern_entropy"))
+
+            def entropy_name(label: Label, _: np.ndarray, where: str = where) -> str:
+                return f"L{label[0]}H{label[1]}{where}: entropy of the pattern: tuned minus base"
+
+            yield from table.largest("attention", entropy_name, change, "nats", count=1)
+
+
+def _attention_moved(table: Table) -> Iterator[Row]:
+    """The heads of which the last token's attention moved most to or from a class of tokens, one class a head."""
+    classes = {
+        "bos": "the first token",
+        "punctuation": "punctuation",
+        "content": "content tokens",
+        "antecedent": "earlier mentions of the answers",
+    }
+    present = [classes[str(name)] for name in table.data["token_class"].values]
+
+    def name(label: Label, _: np.ndarray) -> str:
+        return f"L{label[0]}H{label[1]}: the last token's attention to {present[label[2]]}: tuned minus base"
+
+    cells = by_head(difference("attention_to"))
+    yield from table.largest("attention moved", name, cells, "share", one_of=lambda label: label[:2])
+
+
+ATTENTION = Measure(
+    name="attention",
+    title="Attention patterns",
+    meaning="Which heads attend elsewhere in tuned, to what, and what these heads read and write.",
+    formula="Jensen-Shannon divergence over key positions of the two models' patterns, mean over the prompt's queries",
+    source="Lin 1991; OV circuits: Elhage et al. 2021, Millidge and Black 2022",
+    units="nats; shares of attention",
+    misleads="Attention to the first token is often a resting place: a head may move much of it and write the same.",
+    group="Attention",
+    when="by default",
+    needs=Needs(sites=attention_sites, weights=True),
+    arrays=(
+        "pattern_js",
+        "pattern_js_last",
+        "pattern_entropy",
+        "attention_to",
+        "encoder_pattern_js",
+        "encoder_pattern_entropy",
+        "cross_pattern_js",
+        "cross_pattern_js_last",
+        "cross_pattern_entropy",
+        "pattern",
+        "ov_singular_value",
+        "ov_reads",
+        "ov_writes",
+    ),
+    per_batch=attention,
+    first_batch=first_patterns,
+    whole=changed_heads,
+    findings=findings,
+    sections=(
+        Section(
+            "attention_change",
+            "Which heads look elsewhere",
+            "Pattern change",
+            alt="Heat maps over layers and heads of the divergence between the two models' attention patterns.",
+            caption=(
+                "Jensen-Shannon divergence between base's and tuned's attention over key positions: 0 is the same "
+                "pattern, log 2 (0.693 nats) is no overlap."
+            ),
+            readings=(("attention", "JS"),),
+        ),
+        Section(
+            "attention_entropy",
+            "Which heads look more widely, and which less",
+            "Pattern entropy",
+            alt="Heat maps over layers and heads of the entropy of base's attention pattern and of its change.",
+            caption=(
+                "Entropy of the attention pattern, mean over query positions: 0 is one key, log n is n keys evenly. "
+                "Red: tuned spreads its attention more than base; blue: less."
+            ),
+            readings=(("attention", "entropy"),),
+        ),
+        Section(
+            "attention_classes",
+            "What the changed heads look at",
+            "Token classes",
+            alt=(
+                "Stacked bars of each changed head's attention by class of token in both models, and bars of what "
+                "moved."
+            ),
+            caption=(
+                "Attention of the last prompt token, by what it goes to: the first token (where heads rest), "
+                "earlier mentions of the answer or its alternative, punctuation, all else. The heads are those "
+                "whose pattern changed most."
+            ),
+            readings=(("attention moved", ""),),
+        ),
+        Section(
+            "attention",
+            "Attention of the heads that changed most",
+            "Patterns",
+            drawn_by="page",
+        ),
+        Section(
+            "ov",
+            "What the changed heads read and write",
+            "OV circuits",
+            drawn_by="page",
+        ),
+    ),
+)

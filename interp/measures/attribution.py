@@ -7,9 +7,11 @@ unembedding. Where a soft cap follows (Gemma-2), the sum is that of the logits b
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 import xarray as xr
 from jaxtyping import Float, Int
@@ -25,8 +27,24 @@ from interp.decomposition import (
     residual_sites,
 )
 from interp.hooks import Site
-from interp.measures.arrays import Variable, dataset, stack_models, variable
-from interp.measures.logits import logit_difference, target_ids
+from interp.measures.arrays import (
+    Variable,
+    dataset,
+    stack_models,
+    variable,
+)
+from interp.measures.findings import (
+    Cells,
+    Label,
+    Row,
+    Table,
+    by_head,
+    completeness_of,
+    difference,
+    parts_of,
+)
+from interp.measures.logit_diff import logit_difference, target_ids
+from interp.measures.measure import Measure, Needs, Section
 from interp.models import Policy, Trace
 
 
@@ -217,3 +235,118 @@ def _capped(traces: tuple[Trace, Trace], targets: Int[Tensor, "prompt 2"]) -> di
             "prompt model", stack_models(*errors), "|sum - difference of the capped logits|", "logits"
         ),
     }
+
+
+def findings(table: Table) -> Iterator[Row]:
+    """The components and the heads whose direct logit attribution changed most."""
+    if "attribution" in table.data:
+        yield from _components(table)
+    if "head_attribution" in table.data:
+        yield from _heads(table)
+    if "cross_head_attribution" in table.data:
+        yield from _cross_heads(table)
+
+
+def _components(table: Table) -> Iterator[Row]:
+    """The components whose direct logit attribution changed most."""
+    components = [str(name) for name in table.data["component"].values]
+    change, error = difference("attribution"), completeness_of(table)
+
+    def name(component: str, rows: np.ndarray) -> str:
+        sides = parts_of(table, "attribution", (components.index(component),), rows)
+        return f"{component}: tuned minus base {sides}"
+
+    def cells(data: xr.Dataset) -> Cells:
+        return Cells(change(data), components)
+
+    def all_readout(run: xr.Dataset) -> np.ndarray:
+        return np.asarray(run["attribution_readout"].values.sum(1))
+
+    yield from table.largest("attribution", name, cells, "logits", completeness=error)
+    yield table.row("attribution", "all components: change of the readout", all_readout, "logits", completeness=error)
+
+
+def _heads(table: Table) -> Iterator[Row]:
+    """The heads whose direct logit attribution changed most."""
+
+    def name(label: Label, rows: np.ndarray) -> str:
+        return f"L{label[0]}H{label[1]}: tuned minus base {parts_of(table, 'head_attribution', label, rows)}"
+
+    cells = by_head(difference("head_attribution"))
+    yield from table.largest("attribution by head", name, cells, "logits", completeness=completeness_of(table))
+
+
+def _cross_heads(table: Table) -> Iterator[Row]:
+    """The same of the heads that attend to an encoder."""
+    cells = by_head(difference("cross_head_attribution"))
+    yield from table.largest(
+        "attribution by head",
+        lambda label, _: f"L{label[0]}H{label[1]} of the attention to the encoder: tuned minus base",
+        cells,
+        "logits",
+        completeness=completeness_of(table),
+    )
+
+
+ATTRIBUTION = Measure(
+    name="attribution",
+    title="Direct logit attribution",
+    meaning="What each component and each head writes straight into the answer's logit minus the alternative's.",
+    formula=(
+        "write . direction, the norms' scales frozen; tuned minus base split into the change of what is written, at "
+        "the mean read-out, and the change of the read-out, at the mean write"
+    ),
+    source="Elhage et al. 2021, A Mathematical Framework for Transformer Circuits",
+    units="logits",
+    misleads="These are direct effects: what a component does through later ones is not in them. Patch to see causes.",
+    group="Attribution",
+    when="by default",
+    needs=Needs(sites=attribution_sites),
+    arrays=(
+        "attribution",
+        "attribution_write",
+        "attribution_readout",
+        "completeness_error",
+        "head_attribution",
+        "head_attribution_write",
+        "head_attribution_readout",
+        "attn_bias_attribution",
+        "cross_head_attribution",
+        "attribution_capped",
+        "linearisation_error",
+    ),
+    per_batch=attribution,
+    findings=findings,
+    sections=(
+        Section(
+            "attribution",
+            "Which components write the difference",
+            "Components",
+            alt=(
+                "Dot chart of every component's attribution in both models, and bars of tuned minus base split in "
+                "two parts."
+            ),
+            caption=(
+                "Direct logit attribution: what embedding, attention, MLP and biases add to the answer's logit "
+                "minus the alternative's. Right: the change, split exactly into a change of what the component "
+                "writes and a change of how the final norm and unembedding read it. These are direct effects only."
+            ),
+            readings=(("attribution", ""),),
+        ),
+        Section(
+            "heads",
+            "Which heads write the difference",
+            "Heads",
+            alt=(
+                "Heat map over layers and heads of direct logit attribution, tuned minus base, with its two parts "
+                "beside it."
+            ),
+            caption=(
+                "Red: the head pushes more toward the answer in tuned than in base; blue: less. The change is split "
+                "into what the head writes and how it is read out. The five largest cells are outlined; they are "
+                "the largest of many, so expect some to shrink on other prompts."
+            ),
+            readings=(("attribution by head", ""),),
+        ),
+    ),
+)

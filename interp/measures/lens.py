@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 import xarray as xr
 from jaxtyping import Float, Int
@@ -13,8 +14,21 @@ from torch import Tensor
 
 from interp.divergences import kl_of_log_probs, log_probs
 from interp.hooks import Site
-from interp.measures.arrays import TokenTexts, dataset, stack_models, variable
-from interp.measures.logits import logit_difference, target_ids
+from interp.measures.arrays import (
+    TokenTexts,
+    dataset,
+    stack_models,
+    variable,
+)
+from interp.measures.findings import (
+    Cells,
+    Row,
+    Table,
+    difference,
+    sites_of,
+)
+from interp.measures.logit_diff import logit_difference, target_ids
+from interp.measures.measure import Measure, Needs, Section
 from interp.models import Policy, Trace
 
 _MATRIX = 24 * 2**20  # numbers in a block of logits: enough rows for one product to be fast, and memory stays flat
@@ -41,85 +55,33 @@ def lens(base: Trace, tuned: Trace) -> xr.Dataset:
     KL(tuned || base) of the two lenses.
     """
     sites = lens_sites(base.policy)
-    by_site = _by_site(base, tuned, (base, tuned))
+    found = lenses_by_site(base, tuned, (base, tuned))
     return dataset(
         {
             "lens_logit_diff": variable(
-                "prompt model site", by_site["diff"], "logit lens: answer minus alternative", "logits"
+                "prompt model site", found["diff"], "logit lens: answer minus alternative", "logits"
             ),
             "lens_answer_prob": variable(
-                "prompt model answer site", by_site["prob"], "logit lens: probability of the answers", "probability"
+                "prompt model answer site", found["prob"], "logit lens: probability of the answers", "probability"
             ),
             "lens_top_token": variable(
-                "prompt model site", TokenTexts(base.policy.tokenizer).of(by_site["top"]), "logit lens: likeliest token"
+                "prompt model site", TokenTexts(base.policy.tokenizer).of(found["top"]), "logit lens: likeliest token"
             ),
-            "lens_kl": variable("prompt site", by_site["kl"], "logit lens: KL(tuned || base)", "nats"),
+            "lens_kl": variable("prompt site", found["kl"], "logit lens: KL(tuned || base)", "nats"),
         },
         site=[str(site) for site in sites],
     )
 
 
-def lens_base_head(base: Trace, tuned: Trace) -> xr.Dataset:
-    """Logit lens of tuned's residual through base's head, at each prompt's last token.
-
-    Both residuals are read alike then, so that `lens_base_head_kl` = KL(tuned's residual || base's residual) is all the
-    residual's doing, as is `lens_base_head_logit_diff` less base's own logit difference.
-    """
-    sites, by_site = lens_sites(base.policy), _by_site(base, tuned, (base, base))
-    through = "logit lens of tuned's residual through base's head"
-    diff = by_site["diff"][:, 1]
-    return dataset(
-        {
-            "lens_base_head_logit_diff": variable(
-                "prompt site", diff, f"{through}: answer minus alternative", "logits"
-            ),
-            "lens_base_head_kl": variable("prompt site", by_site["kl"], f"{through}: KL to that of base's", "nats"),
-        },
-        site=[str(site) for site in sites],
-    )
-
-
-def _by_site(base: Trace, tuned: Trace, readers: tuple[Trace, Trace]) -> dict[str, Tensor]:
+def lenses_by_site(base: Trace, tuned: Trace, readers: tuple[Trace, Trace]) -> dict[str, Tensor]:
     """The lenses at the last token by `readers`' heads; the last dim of every tensor is the site."""
     targets, sites = target_ids(base, tuned).cpu(), lens_sites(base.policy)
     residuals = [torch.cat([trace.batch.at_last_prompt(trace[site]) for site in sites]) for trace in (base, tuned)]
-    rows = _compare_rows(readers, residuals, targets.repeat(len(sites), 1), key="lens")
+    rows = compare_lenses_of_rows(readers, residuals, targets.repeat(len(sites), 1), key="lens")
     return {name: values.unflatten(0, (len(sites), -1)).movedim(0, -1) for name, values in rows.items()}
 
 
-def lens_positions(base: Trace, tuned: Trace) -> xr.Dataset:
-    """Logit lens at every position of the prompt, each model through its own head: top token, and KL(tuned || base).
-
-    Padding and responses are NaN and empty.
-    """
-    batch, sites = base.batch, lens_sites(base.policy)
-    lengths = batch.prompt_lengths
-    width = int(lengths.max())
-    real = torch.arange(width, device=lengths.device) < lengths[:, None]
-    shape = (len(lengths), len(sites), width)
-    kls, tops = torch.full(shape, torch.nan, dtype=torch.float64), torch.full((2, *shape), -1)
-    for index, site in enumerate(sites):
-        rows = [batch.aligned(trace[site])[:, :width][real.to(trace[site].device)] for trace in (base, tuned)]
-        found = _compare_rows((base, tuned), rows)
-        kls[:, index][real.cpu()] = found["kl"]
-        for model in (0, 1):
-            tops[model, :, index][real.cpu()] = found["top"][:, model]
-    tops = tops.movedim(0, 1)
-    return dataset(
-        {
-            "lens_pos_kl": variable("prompt site pos", kls, "logit lens by position: KL(tuned || base)", "nats"),
-            "lens_pos_top_token": variable(
-                "prompt model site pos",
-                TokenTexts(base.policy.tokenizer).of(tops),
-                "logit lens by position: likeliest token",
-            ),
-        },
-        site=[str(site) for site in sites],
-        pos=range(width),
-    )
-
-
-def _compare_rows(
+def compare_lenses_of_rows(
     readers: tuple[Trace, Trace],
     residuals: Sequence[Float[Tensor, "row d_model"]],
     targets: Int[Tensor, "row 2"] | None = None,
@@ -170,7 +132,7 @@ def _lenses(reader: Trace, residual: Float[Tensor, "row d_model"]) -> Iterator[_
 
 
 def _compare_lenses(both: Sequence[_Lens], targets: Int[Tensor, "row 2"] | None) -> dict[str, Tensor]:
-    """What `_compare_rows` says of the lenses of base's and of tuned's residuals."""
+    """What `compare_lenses_of_rows` says of the lenses of base's and of tuned's residuals."""
     base, tuned = both
     found = {"kl": kl_of_log_probs(tuned.log_p, base.log_p), "top": torch.stack([base.top, tuned.top], dim=1)}
     if targets is not None:
@@ -179,3 +141,52 @@ def _compare_lenses(both: Sequence[_Lens], targets: Int[Tensor, "row 2"] | None)
             "prob": stack_models(*(each.log_p.gather(1, targets).double().exp() for each in both)),
         }
     return found
+
+
+def findings(table: Table) -> Iterator[Row]:
+    """The steps from site to site at which the lenses part most."""
+    sites = sites_of(table.data)
+    steps = [f"from {a} to {b}" for a, b in zip(sites, sites[1:], strict=False)]
+    change = difference("lens_logit_diff")
+
+    def step(data: xr.Dataset) -> Cells:
+        return Cells(np.diff(change(data), axis=1), steps)
+
+    yield from table.largest("logit lens", lambda label, _: f"tuned minus base: change {label}", step, "logits")
+
+
+LENS = Measure(
+    name="lens",
+    title="Logit lens",
+    meaning="What each layer's residual stream would predict if it were the last, each model through its own head.",
+    formula="unembedding(final norm(residual)) at the last prompt token",
+    source="nostalgebraist 2020, interpreting GPT: the logit lens",
+    units="logits, probability, nats",
+    misleads=(
+        "Early layers need not write in the last layer's basis: a read-out that says little is no proof that the "
+        "information is absent."
+    ),
+    group="Layers",
+    when="by default",
+    needs=Needs(sites=lens_sites),
+    arrays=("lens_logit_diff", "lens_answer_prob", "lens_top_token", "lens_kl"),
+    per_batch=lens,
+    findings=findings,
+    sections=(
+        Section(
+            "lens",
+            "At what depth the models part",
+            "Logit lens",
+            alt=(
+                "Line charts over layers: logit difference of base and of tuned, and KL divergence between their "
+                "read-outs."
+            ),
+            caption=(
+                "Logit lens: the residual stream before every layer, read out with each model's own final norm and "
+                "unembedding. Where the curves part is where the change becomes visible to the read-out. Tuned's "
+                "stream read through base's head leaves the change of the head out. Lines are means over prompts."
+            ),
+            readings=(("logit lens", ""),),
+        ),
+    ),
+)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 import xarray as xr
@@ -10,9 +12,22 @@ from torch import Tensor
 
 from interp.decomposition import Directions, decomposition_sites, neuron_direction, residual_sites
 from interp.hooks import Site
-from interp.measures.arrays import dataset, stack_models, variable
+from interp.measures.arrays import (
+    dataset,
+    stack_models,
+    variable,
+)
 from interp.measures.attribution import read_directions, split
-from interp.measures.logits import target_ids
+from interp.measures.findings import (
+    Cells,
+    Row,
+    Table,
+    completeness_of,
+    difference,
+    parts_of,
+)
+from interp.measures.logit_diff import target_ids
+from interp.measures.measure import Measure, Needs, Section
 from interp.models import Policy, Trace
 from interp.stats import selection_halves
 
@@ -118,3 +133,60 @@ def most_changed(data: xr.Dataset) -> xr.Dataset:
     )
     named = {"neuron_layer": ("neuron", layers), "neuron_index": ("neuron", indices)}
     return data.drop_vars(EVERY).merge(kept.assign_coords(named))
+
+
+def findings(table: Table) -> Iterator[Row]:
+    """The MLP neurons whose direct logit attribution changed most."""
+
+    def labels(data: xr.Dataset) -> list[tuple[int, int]]:
+        indices = (data["neuron_layer"].values, data["neuron_index"].values)
+        return [(int(layer), int(index)) for layer, index in zip(*indices, strict=True)]
+
+    def name(label: tuple[int, int], rows: np.ndarray) -> str:
+        rank = labels(table.data).index(label)
+        return f"L{label[0]}.mlp neuron {label[1]}: tuned minus base " + parts_of(
+            table, "neuron_attribution", (rank,), rows
+        )
+
+    def cells(data: xr.Dataset) -> Cells:
+        return Cells(difference("neuron_attribution")(data), labels(data))
+
+    error = completeness_of(table, "neuron_completeness_error")
+    yield from table.largest("attribution by neuron", name, cells, "logits", completeness=error)
+
+
+NEURONS = Measure(
+    name="neurons",
+    title="MLP neurons",
+    meaning="Which MLP neurons write the change of the answer's logit minus the alternative's.",
+    formula="activation_i times W_down[i] . direction, the norms' scales frozen",
+    source="Elhage et al. 2021, A Mathematical Framework for Transformer Circuits",
+    units="logits",
+    misleads="The neurons shown are the largest of very many, so expect them to shrink on other prompts.",
+    group="Attribution",
+    needs=Needs(sites=neuron_sites),
+    arrays=(
+        "neuron_attribution",
+        "neuron_attribution_write",
+        "neuron_attribution_readout",
+        "neuron_completeness_error",
+        EVERY,
+    ),
+    per_batch=neurons,
+    finish=most_changed,
+    findings=findings,
+    sections=(
+        Section(
+            "neurons",
+            "Which MLP neurons write the difference",
+            "Neurons",
+            alt="Dot chart of the attribution of the MLP neurons that changed most, and bars of tuned minus base.",
+            caption=(
+                "Direct logit attribution of single MLP neurons (layer.index), those whose mean attribution changed "
+                "most. The shaded range reaches as far as the largest neuron of the null runs, each of which has "
+                "neurons of its own."
+            ),
+            readings=(("attribution by neuron", ""),),
+        ),
+    ),
+)

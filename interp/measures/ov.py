@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from interp.families import Parts, norm_parameters
 from interp.measures.arrays import MODELS, TokenTexts, dataset, variable
-from interp.measures.logits import TOP
+from interp.measures.next_token import TOP
 from interp.measures.weights import ov_factors
 from interp.models import Policy
 

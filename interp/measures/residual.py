@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 
+import numpy as np
 import torch
 import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.measures.arrays import dataset, stack_models, variable
+from interp.measures.arrays import (
+    dataset,
+    mean_over,
+    prompt_columns,
+    stack_models,
+    variable,
+)
+from interp.measures.findings import (
+    Row,
+    Table,
+    at_sites,
+    difference,
+)
 from interp.measures.lens import lens_sites
-from interp.measures.spans import mean_over, prompt_columns
+from interp.measures.measure import Measure, Needs, Section
 from interp.models import Trace
 
 
@@ -63,3 +77,54 @@ def residual(base: Trace, tuned: Trace) -> xr.Dataset:
             "prompt site", turned, f"cosine of base's and tuned's residual, {where}", "1"
         )
     return dataset(variables, site=[str(site) for site in sites])
+
+
+def findings(table: Table) -> Iterator[Row]:
+    """Where the residual turned most, and where its length changed most."""
+
+    def turned(data: xr.Dataset) -> np.ndarray:
+        return np.asarray(1 - data["resid_cosine"].values)
+
+    def longer(data: xr.Dataset) -> np.ndarray:
+        base = data["resid_norm"].sel(model="base").values
+        return difference("resid_norm")(data) / np.where(base > 0, base, np.nan)
+
+    names = ("1 - cosine of base's and tuned's residual", "relative change of the residual's norm")
+    for values, what, count in ((turned, names[0], 2), (longer, names[1], 1)):
+
+        def name(site: str, _: np.ndarray, what: str = what) -> str:
+            return f"{site}: {what}"
+
+        yield from table.largest("residual", name, at_sites(values), "1", count=count)
+
+
+RESIDUAL = Measure(
+    name="residual",
+    title="Residual stream",
+    meaning="How much longer the residual stream is in tuned, and how far it turned, layer by layer.",
+    formula="||r||_2, and cos(r_base, r_tuned) on the same tokens",
+    units="activation; cosine has none",
+    misleads="A change of length alone is undone by the next norm; a change of direction is not.",
+    group="Layers",
+    when="by default",
+    needs=Needs(sites=lens_sites),
+    arrays=("resid_norm", "resid_cosine", "resid_norm_last", "resid_cosine_last"),
+    per_batch=residual,
+    findings=findings,
+    sections=(
+        Section(
+            "residual",
+            "How the residual stream turned",
+            "Residual",
+            alt=(
+                "Line charts over layers of the norm of both models' residual stream and of the cosine between the two."
+            ),
+            caption=(
+                "Left: how long the residual stream is in each model. Right: the cosine between the two models' "
+                "streams on the same tokens; 1 is the same direction. A change of length alone is undone by the "
+                "next norm, a change of direction is not."
+            ),
+            readings=(("residual", ""),),
+        ),
+    ),
+)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import xarray as xr
 from jaxtyping import Float
@@ -13,7 +14,18 @@ from torch import Tensor, nn
 
 from interp.errors import MeasureError
 from interp.families import Parts, effective
-from interp.measures.arrays import Variable, dataset, strings, variable
+from interp.measures.arrays import (
+    Variable,
+    dataset,
+    strings,
+    variable,
+)
+from interp.measures.findings import (
+    TOP,
+    Row,
+    Table,
+)
+from interp.measures.measure import Context, Measure, Needs, Section
 from interp.measures.spectra import DIRECTIONS, SpectralChange, size_and_directions, spectral_change
 from interp.models import Policy
 
@@ -192,3 +204,118 @@ def _spectral_variables(
 
 def _to(factors: Factors, policy: Policy) -> Factors:
     return factors[0].to(policy.device), factors[1].to(policy.device)
+
+
+def of_models(context: Context) -> xr.Dataset:
+    """What `weights` says of the two models of a comparison."""
+    in_memory = context.settings.in_memory
+    return weights(context.base, context.tuned, between=lambda: in_memory.only(None), kept=context.of_base)
+
+
+def findings(table: Table) -> Iterator[Row]:
+    """The heads, MLPs and matrices whose weights moved most."""
+    if "ov_change" in table.data:
+        yield from _circuits(table)
+    if "effective_rank" in table.data:
+        yield from _ranks(table)
+
+
+def _circuits(table: Table) -> Iterator[Row]:
+    """The heads and MLPs whose weights moved most."""
+    for name, words in (("ov_change", "OV circuit"), ("qk_change", "QK circuit"), ("mlp_change", "MLP")):
+        values = table.data[name].values.reshape(-1)
+
+        def most(run: xr.Dataset, name: str = name) -> float:
+            return float(run[name].max())
+
+        def one(index: int, name: str = name) -> Callable[[xr.Dataset], float]:
+            return lambda run: float(run[name].values.reshape(-1)[index])
+
+        for index in np.argsort(-values, kind="stable")[:TOP]:
+            if values[index] > 0:
+                where = f"L{index}" if name == "mlp_change" else _head(table.data, int(index))
+                yield table.plain("weights", f"{where}: relative change of its {words}", one(int(index)), most)
+        if not (values > 0).any():
+            yield table.plain("weights", f"no {words} changed", lambda _: 0.0, most)
+
+
+def _head(data: xr.Dataset, index: int) -> str:
+    heads = data.sizes["head"]
+    return f"L{index // heads}H{index % heads}"
+
+
+def _ranks(table: Table) -> Iterator[Row]:
+    """Of the matrices that moved most: the effective rank of the change, and whether it lies in base's directions."""
+    data = table.data
+    moved = np.where(np.isfinite(data["effective_rank"].values), data["param_change"].values, 0)
+    for index in np.argsort(-moved, kind="stable")[:TOP]:
+        if moved[index] == 0:
+            continue
+        overlap, full = float(data["singular_overlap"].values[index, 0]), int(data["full_rank"].values[index])
+        what = f"of {full}; relative change {moved[index]:.2g}; {overlap:.0%} of its first direction in base's first 8"
+
+        def rank(run: xr.Dataset, index: int = int(index)) -> float:
+            return float(run["effective_rank"].values[index])
+
+        name = data["param"].values[index]
+        yield table.plain("weights", f"{name}: effective rank of its change ({what})", rank, rank)
+
+
+WEIGHTS = Measure(
+    name="weights",
+    title="Weights",
+    meaning=(
+        "How far the weights moved: by head in its QK and OV circuit, by MLP and by parameter, and in how many "
+        "directions."
+    ),
+    formula=(
+        "||W_tuned - W_base|| / ||W_base||, Frobenius; effective rank: exp of the entropy of the change's singular "
+        "values"
+    ),
+    source="Elhage et al. 2021; Roy and Vetterli 2007",
+    units="1",
+    misleads="It needs no prompt, and says how far weights moved, not whether that matters.",
+    group="Weights",
+    needs=Needs(weights=True),
+    arrays=(
+        "qk_change",
+        "ov_change",
+        "mlp_change",
+        "param_change",
+        "effective_rank",
+        "full_rank",
+        "singular_change",
+        "singular_overlap",
+    ),
+    whole=of_models,
+    findings=findings,
+    sections=(
+        Section(
+            "weights",
+            "Which weights moved",
+            "Weights",
+            alt="Heat maps of the relative change of every head's QK and OV circuit, and bars of every MLP's.",
+            caption=(
+                "Frobenius norm of the change over that of base. It needs no prompt, and says how far weights "
+                "moved, not whether that matters."
+            ),
+            readings=(("weights", "relative change of its"),),
+        ),
+        Section(
+            "singular_directions",
+            "In how many directions they moved",
+            "Directions",
+            alt=(
+                "Bars of the effective rank of each matrix's change, and heat maps of its singular values and their "
+                "overlap."
+            ),
+            caption=(
+                "The matrices with the largest relative change. Effective rank: in about how many directions the "
+                "change goes, exp of the entropy of its singular values. Middle: size of each direction over the "
+                "norm of base's matrix. Right: how much of it lies in base's own eight leading directions; 0 is a "
+                "new direction."
+            ),
+            readings=(("weights", "effective rank"),),
+        ),
+    ),
+)

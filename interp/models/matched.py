@@ -15,6 +15,7 @@ from interp.models.offload import offloaded
 from interp.models.policy import Policy
 from interp.models.pretrained import adapter_base, adapter_folder, load_tokenizer
 from interp.models.source import describe_source, local_folder, split_revision
+from interp.pair import CheckpointPair
 from interp.prompts import check_same_vocabulary
 
 
@@ -25,7 +26,7 @@ class MatchedModels:
     Attributes:
         base: base model.
         tuned: its tuned version.
-        controls: null runs.
+        controls: control runs.
         replicates: runs of the same recipe with other seeds.
         mismatch: why base and tuned share no vocabulary, so that each reads with its own tokenizer, or None.
     """
@@ -44,15 +45,15 @@ class MatchedModels:
 
 def load_matched(
     base: Any,
-    tuned: Any,
+    tuned: Any = None,
     *,
-    controls: Sequence[Any] = (),
-    replicates: Sequence[Any] = (),
+    controls: Sequence[Any] | None = None,
+    replicates: Sequence[Any] | None = None,
     tokenizer: Any = None,
     one_shape: bool = True,
     one_in_memory: bool = False,
     loaded: Policy | None = None,
-    options: Mapping[str, Any],
+    options: Mapping[str, Any] | None = None,
 ) -> MatchedModels:
     """Load the models of a comparison.
 
@@ -61,27 +62,36 @@ def load_matched(
     share.
 
     Args:
-        base: what `Policy.load` takes.
-        tuned: the same; also null runs and replicates.
-        controls: null runs.
-        replicates: runs with other seeds.
+        base: what `interp.load` takes; or a pair, by itself, which names its models and says how they are loaded.
+        tuned: the same; also control runs and replicates.
+        controls: control runs; None: a pair's own.
+        replicates: runs with other seeds; None: a pair's own.
         tokenizer: a tokenizer for all, or "base" or "tuned"; None: each model's own.
         one_shape: refuse models of different shapes.
         one_in_memory: each leaves memory when it is loaded and checked (see `interp.models.offload`).
         loaded: the first policy of an earlier call of this base, with the same tokenizer and options; it is not
             loaded again, unless tuned has been put around base.
-        options: further arguments of `Policy.load`.
+        options: further arguments of `interp.load`, for what comes as a folder or an id.
 
     Raises:
         LoadError: a model cannot be loaded, or an adapter was made for another base.
         TokenizerMismatch: the models do not share their tokens; base and tuned alone may differ (see `MatchedModels`).
         MeasureError: the models differ in shape.
     """
+    if isinstance(base, CheckpointPair):
+        if tuned is not None:
+            raise LoadError("a pair has its own tuned model; pass the pair alone, or pair.base and another tuned one")
+        pair, base, tuned = base, base.base, base.tuned
+        controls = pair.controls if controls is None else controls
+        replicates = pair.replicates if replicates is None else replicates
+        tokenizer = pair.tokenizer if tokenizer is None else tokenizer
+        one_in_memory, options = one_in_memory or pair.in_memory == "one", {**pair.loading, **(options or {})}
+    controls, replicates, options = controls or (), replicates or (), options or {}
     sources = [_alone(base, tuned), tuned, *controls, *replicates]
     names = ["base", "tuned", *_numbered("control", controls), *_numbered("replicate", replicates)]
     shared = _tokenizer_for_all(tokenizer, base, tuned, bool(options.get("trust_remote_code")))
     again = loaded is not None and sources[0] is base
-    first = loaded if loaded is not None and again else Policy.load(sources[0], tokenizer=shared, **options)
+    first = loaded if loaded is not None and again else _load(sources[0], shared, options)
     if one_in_memory and not again:
         first = offloaded(first, "base", own=isinstance(sources[0], (str, os.PathLike)))
     if shared is not None and not isinstance(shared, (str, os.PathLike)) and first.tokenizer is not shared:
@@ -90,7 +100,7 @@ def load_matched(
     policies, mismatch = [first], None
     for name, source in zip(names[1:], sources[1:], strict=True):
         borrowed = first.tokenizer if shared is None and isinstance(source, nn.Module) else shared
-        policy = Policy.load(source, tokenizer=borrowed, **_base_for(source, sources[0], first), **options)
+        policy = _load(source, borrowed, {**_base_for(source, sources[0], first), **options})
         if one_in_memory:
             policy = offloaded(policy, name, own=isinstance(source, (str, os.PathLike)))
         policies.append(policy if shared is None else replace(policy, tokenizer=shared))
@@ -106,6 +116,11 @@ def load_matched(
     return MatchedModels(policies[0], policies[1], tuple(policies[2:count]), tuple(policies[count:]), mismatch)
 
 
+def _load(source: Any, tokenizer: Any, options: Mapping[str, Any]) -> Policy:
+    """A policy; one that is loaded already stays what and where it is."""
+    return Policy.load(source, tokenizer=tokenizer, **(options if isinstance(source, (str, os.PathLike)) else {}))
+
+
 def load_matched_many(
     base: Any,
     tuned: Mapping[str, Any],
@@ -116,12 +131,12 @@ def load_matched_many(
     one_in_memory: bool,
     **how: Any,
 ) -> dict[str, MatchedModels]:
-    """Load several pairs of one base; base and the null runs are loaded once where all read the same tokens.
+    """Load several pairs of one base; base and the control runs are loaded once where all read the same tokens.
 
     Args:
         base: see `load_matched`.
         tuned: the tuned models by name.
-        controls: null runs, which every pair has.
+        controls: control runs, which every pair has.
         replicates: runs with other seeds, by the name of their pair.
         tokenizer: see `load_matched`.
         one_in_memory: see `load_matched`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,12 +12,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from interp.decomposition import residual_sites
+from interp.errors import LoadError
 from interp.families import Parts
 from interp.hooks import Site
 from interp.models.fidelity import check_fidelity
-from interp.models.pretrained import DeviceMap, load_both
+from interp.models.memo import facts
+from interp.models.pretrained import DeviceMap, as_tokenizer, load_both, refuse_options
+from interp.models.reward_model import RewardModel
 from interp.models.running import run
 from interp.models.source import Source, describe_source, source_name
+from interp.pair import CheckpointPair, shipped_pair
 from interp.prompts import Batch
 
 
@@ -68,7 +73,7 @@ class Trace:
         return self.batch.at_last_prompt(self.logits)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Policy:
     """A causal language model that can be traced.
 
@@ -92,14 +97,18 @@ class Policy:
         tokenizer: Any = None,
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
+        device_map: DeviceMap = None,
         revision: str | None = None,
+        base: Source | Policy | None = None,
         trust_remote_code: bool = False,
         allow_pickle: bool = False,
-        device_map: DeviceMap = None,
-        base: Source | Policy | None = None,
         check: bool = True,
+        refresh: bool = False,
     ) -> Policy:
         """Load a policy and check that its hooks add up.
+
+        What a loaded module costs (the check, and the hash of its weights) is paid once for the state that it is in;
+        whatever changes it, a write through `.data` included, is noticed.
 
         Args:
             source: hub id (with its revision as "id@revision"), folder of a model or of a LoRA adapter, a loaded
@@ -107,21 +116,26 @@ class Policy:
             tokenizer: its tokenizer, or where to load it from; None: the one at `source`, or at an adapter's base.
             dtype: dtype of the weights when loading; None keeps that of the files.
             device: device when loading; None is the CPU. A loaded module stays where it is.
-            revision: revision of a hub id.
-            trust_remote_code: off unless asked for.
-            allow_pickle: accept pickled weights.
             device_map: where parts go, instead of `device`; "auto" spreads them over the GPUs there are.
+            revision: revision of a hub id.
             base: what an adapter is put on; a Policy or a loaded module shares its weights and is not changed. None:
                 what the adapter's config names.
+            trust_remote_code: run code that comes with the model.
+            allow_pickle: accept pickled weights.
             check: run `check_fidelity`.
+            refresh: check and hash a loaded module again, whether it has changed or not.
 
         Raises:
-            LoadError: it cannot be loaded, or a loaded module came without a tokenizer.
+            LoadError: it is no policy, cannot be loaded, or a loaded module came without a tokenizer.
             UnknownFamily: its architecture is not known.
             FidelityError: what is captured does not add up.
         """
         if isinstance(source, Policy):
-            return source
+            refuse_options(source.name, dtype=dtype, device=device, device_map=device_map, revision=revision, base=base)
+            if tokenizer is None:
+                return source
+            return replace(source, tokenizer=as_tokenizer(tokenizer, trust_remote_code=trust_remote_code))
+        _refuse_other(source)
         otherwise = None
         if isinstance(base, Policy):
             otherwise, base = base.tokenizer, base.model
@@ -138,10 +152,23 @@ class Policy:
             allow_pickle=allow_pickle,
         )
         parts = Parts(model)
-        policy = cls(model, tokenizer, parts, _describe(source, model, parts, revision))
-        if check:
-            check_fidelity(model, source_name(policy.description))
+        known = facts(source, refresh=refresh) if isinstance(source, nn.Module) else {}
+        policy = cls(model, tokenizer, parts, _describe(source, model, parts, revision, known))
+        if check and "fidelity" not in known:
+            known["fidelity"] = check_fidelity(model, policy.name)
         return policy
+
+    def __repr__(self) -> str:
+        """Where it comes from, and how large it is."""
+        about = self.description
+        size = f"{about['layers']} layers of {about['heads']} heads, d_model {about['d_model']}"
+        kind = f"{about['architecture']}, {size}, {about['parameters'] / 1e6:.3g} M parameters, {about['dtype']}"
+        return f"Policy({self.name!r}: {kind}, {self.device})"
+
+    @property
+    def name(self) -> str:
+        """Where it comes from, in a word: its folder, its hub id, or its class."""
+        return source_name(self.description)
 
     @property
     def device(self) -> torch.device:
@@ -197,9 +224,31 @@ class Policy:
         return residual_sites(self.parts)
 
 
-def _describe(source: Source, model: nn.Module, parts: Parts, revision: str | None) -> dict[str, Any]:
+def _refuse_other(source: object) -> None:
+    """Refuse what is no policy, and cannot be loaded as one.
+
+    Raises:
+        LoadError: saying what to pass instead.
+    """
+    if isinstance(source, CheckpointPair):
+        raise LoadError(f"the pair {source.name} is two models; pass pair.base or pair.tuned, or the pair to compare()")
+    if isinstance(source, str) and shipped_pair(source):
+        raise LoadError(
+            f"{source!r} names a pair, which is two models; pass interp.load_pair({source!r}).base or .tuned, and"
+            f" './{source}' for a folder"
+        )
+    if isinstance(source, RewardModel):
+        raise LoadError(f"the reward model {source.name} predicts no tokens; pass a language model")
+    if not isinstance(source, (str, os.PathLike, nn.Module)):
+        what = "a function" if callable(source) else f"a {type(source).__name__}"
+        raise LoadError(f"a model is a folder, a hub id, a loaded module or a Policy, not {what}")
+
+
+def _describe(
+    source: Source, model: nn.Module, parts: Parts, revision: str | None, known: dict[str, Any]
+) -> dict[str, Any]:
     return {
-        **describe_source(source, revision=revision),
+        **describe_source(source, revision=revision, known=known),
         "family": parts.family.name,
         "architecture": type(model).__name__,
         "parameters": sum(p.numel() for p in model.parameters()),

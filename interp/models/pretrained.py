@@ -15,7 +15,7 @@ import transformers
 from torch import nn
 from transformers.utils import logging as hf_logging
 
-from interp.errors import FormatError, InterpError, LoadError, MissingExtra
+from interp.errors import InterpError, LoadError, MissingExtra
 from interp.families import family_of
 from interp.models.adapter_files import is_adapter, read_adapter, read_config
 from interp.models.adapters import unwrap, with_adapter, without_adapter
@@ -26,7 +26,6 @@ from interp.models.source import (
     check_shape_keys,
     locate,
 )
-from interp.pair import MANIFEST, CheckpointPair
 
 Head = Literal["causal", "classifier"]
 DeviceMap = str | Mapping[str, Any] | None
@@ -221,8 +220,6 @@ def _load_whole(
 ) -> nn.Module:
     name = found.name
     if found.folder is not None:
-        if head == "classifier":
-            _refuse_pair(found.folder)
         check_folder(found.folder, allow_pickle=allow_pickle)
     with _quiet():
         config = _load_config(found, trust_remote_code)
@@ -257,25 +254,6 @@ def _load_whole(
         return model.to(device) if device is not None else model
     except torch.OutOfMemoryError as error:
         raise _failed(error, name, "weights") from error
-
-
-def _refuse_pair(folder: Path) -> None:
-    """Refuse a pair where a reward model is wanted, naming the one that it was tuned toward."""
-    if not (folder / MANIFEST).is_file() or (folder / "config.json").is_file():
-        return
-    try:
-        pair = CheckpointPair.load(folder)
-        toward = pair.reward
-    except FormatError:  # too damaged to say
-        raise LoadError(f"{folder} is a pair, not a reward model; name a reward model's folder") from None
-    if toward is None:
-        raise LoadError(
-            f"{folder} is a pair, not a reward model, and it was tuned toward a function or a sum of rewards; name a"
-            " reward model's folder"
-        )
-    label = pair.manifest["reward"].get("label")
-    read = "" if label is None else f", label {label!r}"
-    raise LoadError(f"{folder} is a pair, not a reward model; name the one that it was tuned toward: {toward}{read}")
 
 
 def _load_config(found: Located, trust_remote_code: bool) -> Any:
@@ -332,6 +310,24 @@ def _holds_tokenizer(folder: Path) -> bool:
     return any((folder / f).is_file() for f in ("tokenizer.json", "tokenizer_config.json", "vocab.json"))
 
 
+def as_tokenizer(tokenizer: Any, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """A tokenizer, loaded where a folder or hub id is given."""
+    if not isinstance(tokenizer, (str, os.PathLike)):
+        return tokenizer
+    return load_tokenizer(tokenizer, revision=revision, trust_remote_code=trust_remote_code)
+
+
+def refuse_options(name: str, **options: Any) -> None:
+    """Refuse what only loading could do, for a model that is loaded.
+
+    Raises:
+        LoadError: naming the option.
+    """
+    for option, value in options.items():
+        if value is not None:
+            raise LoadError(f"{name} is loaded already, so {option} cannot be heeded; leave it out, or load it anew")
+
+
 def load_both(
     source: Source,
     tokenizer: Any,
@@ -349,7 +345,7 @@ def load_both(
         source: folder, hub id, or a loaded module, which is taken as it is; one that peft wrapped is read as plain
             modules over the same weights, with its active adapters on.
         tokenizer: a tokenizer, or where to load one from; None: the one at `source`.
-        revision: revision of a hub id.
+        revision: revision of a hub id, and of the tokenizer there; a tokenizer elsewhere is named with its own.
         trust_remote_code: run code that comes with the model.
         head: what the model must have.
         base: what an adapter is put on (see `load_model`).
@@ -361,6 +357,8 @@ def load_both(
     """
     hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     if isinstance(source, nn.Module):
+        loading = {name: options.get(name) for name in ("dtype", "device", "device_map")}
+        refuse_options(f"the {type(source).__name__}", base=base, revision=revision, **loading)
         if tokenizer is None:
             raise LoadError(f"a loaded {type(source).__name__} comes without a tokenizer; pass tokenizer= as well")
         model = unwrap(source)
@@ -372,4 +370,4 @@ def load_both(
             if folder is not None and not _holds_tokenizer(folder):
                 tokenizer = base if otherwise is None and isinstance(base, (str, os.PathLike)) else otherwise
             tokenizer = source if tokenizer is None else tokenizer
-    return model, load_tokenizer(tokenizer, **hub) if isinstance(tokenizer, (str, os.PathLike)) else tokenizer
+    return model, as_tokenizer(tokenizer, **(hub if tokenizer is source else {**hub, "revision": None}))

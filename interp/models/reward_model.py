@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -12,13 +13,14 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from interp.errors import InterpError, LoadError, MeasureError
+from interp.errors import InterpError, LoadError
 from interp.families import Parts
 from interp.hooks import Site
-from interp.models.pretrained import DeviceMap, load_both
+from interp.models.optimised import Transform, reward_of, transform_name, transform_of
+from interp.models.pretrained import DeviceMap, as_tokenizer, load_both, refuse_options
 from interp.models.running import at_read_token, inference, run
-from interp.models.source import Source, describe_source
-from interp.pair import CheckpointPair
+from interp.models.source import Source, describe_source, source_name
+from interp.pair import CheckpointPair, pair_at
 from interp.prompts import Batch, make_batch
 
 Output = Literal["probability", "softmax", "sigmoid", "logit"]
@@ -56,7 +58,7 @@ class RewardTrace:
         return self.scores[:, self.model.labels.index(self.model.label)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RewardModel:
     """A sequence classifier whose score for one label is a reward.
 
@@ -67,6 +69,7 @@ class RewardModel:
         output: what the score is: `softmax` over the labels, `sigmoid` of the label's own logit, `logit`, or
             `probability`, which is softmax, but sigmoid where there is one label or the config says multi-label.
         description: where it comes from.
+        optimised: what made the raw score the reward that was optimised, as an `Optimised` does; None: nothing.
     """
 
     model: nn.Module
@@ -75,78 +78,96 @@ class RewardModel:
     output: Output
     description: Mapping[str, Any]
 
+    optimised: Transform | None = None
+
     @classmethod
     def load(
         cls,
-        source: Source | RewardModel,
+        source: Source | RewardModel | CheckpointPair,
         *,
         label: str | None = None,
-        output: Output = "probability",
+        output: Output | None = None,
+        optimised: Any = None,
         tokenizer: Any = None,
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
+        device_map: DeviceMap = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
         allow_pickle: bool = False,
-        device_map: DeviceMap = None,
     ) -> RewardModel:
         """Load a reward model.
 
         Args:
-            source: hub id, folder, a loaded classifier, or a RewardModel, which is returned as it is.
-            label: name of the label to score; may be left out where there is one label only.
-            output: `probability`, `softmax`, `sigmoid` or `logit`.
+            source: hub id, folder, a loaded classifier, a RewardModel, which may so be read by another label, or a pair
+                or its folder, which give the reward model that the pair was tuned toward, read as its recipe says.
+            label: name of the label to score; may be left out where there is one label only, or a pair says it.
+            output: `probability`, `softmax`, `sigmoid` or `logit`; None: what the pair says, else `probability`, and
+                `logit` of a model whose config says that its score has no bounds (regression).
+            optimised: what made the raw score the reward that was optimised: an `Optimised`, a function of an array of
+                scores, or a pair or its folder, whose recipe says it; None: what the pair says, else the raw score.
             tokenizer: its tokenizer, or where to load it from; None: the one at `source`.
             dtype: dtype of the weights; None keeps that of the files.
             device: device; None is the CPU.
-            revision: revision of a hub id.
-            trust_remote_code: off unless asked for.
-            allow_pickle: accept pickled weights.
             device_map: where parts go, instead of `device`; "auto" spreads them over the GPUs there are.
+            revision: revision of a hub id.
+            trust_remote_code: run code that comes with the model.
+            allow_pickle: accept pickled weights.
 
         Raises:
-            LoadError: it cannot be loaded, has no such label, has several and none is named, or has one label only and
-                a softmax over it is asked for.
+            LoadError: it is no reward model, cannot be loaded, has no such label, has several and none is named, or has
+                one label only and a softmax over it is asked for.
+            MeasureError: the pair was tuned toward a function or a sum; or `optimised` is none of the above.
         """
+        transform = transform_of(optimised)
+        options: dict[str, Any] = {"dtype": dtype, "device": device, "device_map": device_map}
         if isinstance(source, RewardModel):
-            return source
-        if output not in OUTPUTS:
-            raise LoadError(f"output is {', '.join(OUTPUTS[:-1])} or {OUTPUTS[-1]}, not {output!r}")
-        model, tokenizer = load_both(
-            source,
-            tokenizer,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            head="classifier",
-            dtype=dtype,
-            device=device,
-            device_map=device_map,
-            allow_pickle=allow_pickle,
-        )
-        config: Any = model.config
-        if output == "probability" and getattr(config, "problem_type", None) == "regression":
-            raise LoadError('the reward model gives a score without bounds, no probability; pass output="logit"')
-        labels = _labels(config)
-        if label is None and len(labels) == 1:
-            label = labels[0]
-        if output == "softmax" and len(labels) == 1:
-            raise LoadError("the softmax over a reward model's one label is 1 for every text; use logit or sigmoid")
-        if label is None:
-            raise LoadError(
-                f"the reward model has {len(labels)} labels; name one with label= (--label):"
-                f" {', '.join(map(str, labels))}"
-            )
-        if label not in labels:
-            raise LoadError(
-                f"the reward model has no label {label!r}; pass label= (--label), one of {', '.join(map(str, labels))}"
-            )
-        return cls(
-            model,
-            tokenizer,
-            label,
-            output,
-            {**describe_source(source, revision=revision), "label": label, "output": output},
-        )
+            refuse_options(source.name, revision=revision, **options)
+            return source._read_as(label, output, transform, tokenizer, trust_remote_code)
+        options |= {"tokenizer": tokenizer, "trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
+        pair = pair_at(source)
+        if pair is not None:
+            source, recipe = reward_of(pair, {"label": label, "output": output, "optimised": transform})
+            shared = {name: value for name, value in pair.loading.items() if name != "dtype" and not options[name]}
+            return cls.load(source, revision=revision, **{**recipe, **options, **shared})
+        model, tokenizer = load_both(_checked(source), revision=revision, head="classifier", **options)
+        label, output = _reading(model.config, label, output)
+        described = {**describe_source(source, revision=revision), "label": label, "output": output}
+        return cls(model, tokenizer, label, output, described)._read_as(None, None, transform, None, False)
+
+    def _read_as(
+        self,
+        label: str | None,
+        output: Output | None,
+        optimised: Transform | None,
+        tokenizer: Any,
+        trust_remote_code: bool,
+    ) -> RewardModel:
+        """The same module, read by another label, output, transform or tokenizer; None keeps what there is."""
+        model = self
+        if label is not None or output is not None:
+            label, output = _reading(self.model.config, label or self.label, output or self.output)
+            about = {**self.description, "label": label, "output": output}
+            model = replace(model, label=label, output=output, description=about)
+        if optimised is not None:
+            about = {**model.description, "optimised": transform_name(optimised)}
+            model = replace(model, optimised=optimised, description=about)
+        if tokenizer is not None:
+            model = replace(model, tokenizer=as_tokenizer(tokenizer, trust_remote_code=trust_remote_code))
+        return model
+
+    def __repr__(self) -> str:
+        """Where it comes from, what its score is, and how large it is."""
+        count = sum(parameter.numel() for parameter in self.model.parameters())
+        labels = f"{self.label!r} of {len(self.labels)} labels" if len(self.labels) > 1 else f"{self.label!r}"
+        made = "" if self.optimised is None else f", optimised as {self.description['optimised']}"
+        kind = f"{type(self.model).__name__}, {self.parts.n_layers} layers, {count / 1e6:.3g} M parameters"
+        return f"RewardModel({self.name!r}: {labels} as {self.squash}{made}; {kind}, {self.device})"
+
+    @property
+    def name(self) -> str:
+        """Where it comes from, in a word: its folder, its hub id, or its class."""
+        return source_name(self.description)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -267,6 +288,46 @@ class RewardModel:
         return list(self.tokenizer(text, truncation=True, max_length=limit)["input_ids"])
 
 
+def _reading(config: Any, label: str | None, output: Output | None) -> tuple[str, Output]:
+    """The label and output by which a classifier is read, checked.
+
+    Raises:
+        LoadError: it has no such label, several and none is named, or an output that its scores do not have.
+    """
+    if output is not None and output not in OUTPUTS:
+        raise LoadError(f"output is {', '.join(OUTPUTS[:-1])} or {OUTPUTS[-1]}, not {output!r}")
+    unbounded = getattr(config, "problem_type", None) == "regression"
+    if output == "probability" and unbounded:
+        raise LoadError('the reward model gives a score without bounds, no probability; pass output="logit"')
+    labels = _labels(config)
+    if output == "softmax" and len(labels) == 1:
+        raise LoadError("the softmax over a reward model's one label is 1 for every text; use logit or sigmoid")
+    names = ", ".join(map(str, labels))
+    if label is None and len(labels) > 1:
+        raise LoadError(
+            f"the reward model has {len(labels)} labels; name one with interp.load_reward(..., label=...) (--label):"
+            f" {names}"
+        )
+    if label is not None and label not in labels:
+        raise LoadError(f"the reward model has no label {label!r}; pass label= (--label), one of {names}")
+    return label or labels[0], output or ("logit" if unbounded else "probability")
+
+
+def _checked(source: object) -> Source:
+    """A source that may hold a reward model.
+
+    Raises:
+        LoadError: it is something else.
+    """
+    if isinstance(source, (str, os.PathLike, nn.Module)):
+        return source
+    what = "a function" if callable(source) else f"a {type(source).__name__}"
+    raise LoadError(
+        f"a reward model is a folder, a hub id, a loaded classifier, a RewardModel or a pair, not {what}; here its"
+        " weights are read, so a function will not do"
+    )
+
+
 def _context(parts: Parts) -> int | None:
     """The most tokens that the model can read; None where its positions have no end."""
     limit: int | None = getattr(parts.model.config, "max_position_embeddings", None)
@@ -286,65 +347,3 @@ def _labels(config: Any) -> list[str]:
             " fit together; correct its config.json"
         )
     return list(by_name)
-
-
-@dataclass(frozen=True)
-class Optimised:
-    """The reward as the optimiser saw it: the raw score shifted, scaled and clipped.
-
-    r = clip((score - shift) / scale, -clip, clip); with `clip_first` r = (clip(score, -clip, clip) - shift) / scale.
-
-    Attributes:
-        shift: subtracted from the raw score.
-        scale: what it is divided by.
-        clip: most that remains in size.
-        clip_first: clip the raw score, not the scaled one (trlX).
-        beta: weight of the KL penalty in reward per nat, where the objective was E[r] - beta KL with a fixed beta; None
-            where it was another one, or is not known.
-    """
-
-    shift: float | int = 0.0
-    scale: float | int = 1.0
-    clip: float | int = float("inf")
-    clip_first: bool = False
-    beta: float | None = None
-
-    def __post_init__(self) -> None:
-        if not self.scale > 0 or not self.clip > 0:
-            raise MeasureError(
-                f"scale and clip must be above 0, not {self.scale} and {self.clip}; leave out what is not used"
-            )
-
-    def __call__(self, raw: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
-        """The reward of raw scores."""
-        if self.clip_first:
-            return np.asarray((np.clip(raw, -self.clip, self.clip) - self.shift) / self.scale)
-        return np.asarray(np.clip((raw - self.shift) / self.scale, -self.clip, self.clip))
-
-    @classmethod
-    def of(cls, pair: CheckpointPair) -> Optimised:
-        """Read it from a pair's recipe.
-
-        Raises:
-            MeasureError: scores were divided by a standard deviation that the run did not keep.
-        """
-        config = pair.manifest["config"]
-        ppo = config.get("ppo")
-        if ppo is None:
-            return cls()  # the other algorithms take the score as it is, or set it against the group's
-        trlx = pair.manifest["engine"] == "trlx"
-        fixed = ppo.get("target") is None and config["generate"]["temperature"] == 1
-        kind, spread = ppo.get("scale_reward", "none"), ppo.get("ref_std")
-        if kind == "running" or (kind == "ref" and spread is None):
-            raise MeasureError(
-                f'the pair was trained with scale_reward = "{kind}", whose standard deviation is not on record; pass'
-                " optimised=Optimised(scale=..., clip=...) with the scale that held at the end"
-            )
-        scaled = kind == "ref"
-        return cls(
-            shift=0.0 if trlx or not scaled else float(ppo.get("ref_mean") or 0.0),
-            scale=float(spread) if scaled else 1.0,
-            clip=float(ppo.get("cliprange_reward", "inf")),
-            clip_first=trlx,
-            beta=(ppo["init_kl_coef"] or None) if fixed else None,
-        )

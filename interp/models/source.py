@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from interp.families import effective
 from interp.io import read_json, sha256
 from interp.models.adapter_files import CONFIG as ADAPTER_CONFIG
 from interp.models.adapter_files import is_adapter
+from interp.models.memo import facts
 
 Source = str | os.PathLike[str] | nn.Module
 
@@ -85,10 +87,16 @@ def locate(source: str | os.PathLike[str], revision: str | None = None) -> Locat
     The hub is asked once, with `HUB_TIMEOUT` and no second try; what is in its cache serves where it does not answer.
 
     Raises:
-        LoadError: there is no such folder, and the hub has no such model, does not let us have it or does not answer.
+        LoadError: there is no such folder, and the hub has no such model, does not let us have it or does not answer;
+            or a revision of a folder is asked for.
     """
     folder = local_folder(source)
     if folder is not None:
+        if revision is not None:
+            raise LoadError(
+                f"{folder} is a folder, and a folder has no revisions; leave revision (--revision) out, or name a model"
+                " of the hub"
+            )
         return Located(str(folder), folder, {})
     name, revision = split_revision(source, revision)
     try:
@@ -147,29 +155,63 @@ def _in_cache(name: str, revision: str | None, error: Exception) -> Located:
     ) from error
 
 
-def describe_source(source: Any, *, revision: str | None = None) -> dict[str, Any]:
+def describe_source(source: Any, *, revision: str | None = None, known: dict[str, Any] | None = None) -> dict[str, Any]:
     """A reference to where a model comes from, with its content's hash where that can be known.
+
+    A hash is taken once for one state of a module object, and once for one state of a file.
+
+    Args:
+        source: a folder, a hub id or a loaded module.
+        revision: revision of a hub id.
+        known: what is remembered of the module (`interp.models.memo.facts`), where the caller has it at hand.
 
     Returns:
         `{"folder", "sha256": {file: hash}}` of config and weights for a folder (of an adapter, of its files), `{"id",
         "revision"}` for a hub id, `{"object", "sha256"}` of the parameters for a loaded module.
     """
     if isinstance(source, nn.Module):
-        digest = hashlib.sha256()
-        for name, tensor in sorted(source.state_dict().items(), key=lambda item: item[0]):
-            if isinstance(tensor, torch.Tensor):
-                digest.update(name.encode())
-                # With an adapter the state dict holds base's weights, and the adapter's own tensors are left out.
-                values = effective(source, name).detach().cpu().contiguous().view(-1)
-                digest.update(values.view(torch.uint8).numpy().data)
-        return {"object": type(source).__name__, "sha256": digest.hexdigest()}
+        known = facts(source) if known is None else known
+        if "sha256" not in known:
+            known["sha256"] = _module_hash(source)
+        return {"object": type(source).__name__, "sha256": known["sha256"]}
     folder = local_folder(source)
     if folder is None:
         name, revision = split_revision(source, revision)
         return {"id": name, "revision": revision}
     wanted = (ADAPTER_CONFIG,) if is_adapter(folder) else ("config.json",)
     names = sorted(p for p in folder.iterdir() if p.name in wanted or p.suffix in (".safetensors", ".bin"))
-    return {"folder": str(folder.resolve()), "sha256": {p.name: sha256(p) for p in names}}
+    return {"folder": str(folder.resolve()), "sha256": {p.name: _file_hash(p) for p in names}}
+
+
+def _module_hash(module: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items(), key=lambda item: item[0]):
+        if isinstance(tensor, torch.Tensor):
+            digest.update(name.encode())
+            # With an adapter the state dict holds base's weights, and the adapter's own tensors are left out.
+            values = effective(module, name).detach().cpu().contiguous().view(-1)
+            digest.update(values.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+_HASHES: dict[Path, tuple[tuple[int, ...], str]] = {}
+"""SHA-256 of files by their real path, with the state that they were in."""
+
+_SETTLED = 2 * 10**9
+"""Nanoseconds after which a change of a file shows in its times, however coarsely the file system keeps them."""
+
+
+def _file_hash(path: Path) -> str:
+    """SHA-256 of a file, read again only where its place on disk, its size or one of its times is another."""
+    real, stat = path.resolve(), path.stat()
+    state = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    before = _HASHES.get(real)
+    if before is not None and before[0] == state:
+        return before[1]
+    digest = sha256(path)
+    if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > _SETTLED:
+        _HASHES[real] = (state, digest)
+    return digest
 
 
 def source_name(description: Mapping[str, Any]) -> str:
@@ -190,7 +232,7 @@ def check_folder(folder: Path, *, allow_pickle: bool = False) -> None:
     """
     if not (folder / "config.json").is_file():
         for file, what in (
-            ("pair.json", "a pair, not a model; name its tuned/, or what its pair.json calls base"),
+            ("pair.json", "a pair, not a model; name its tuned/, or what its pair.json calls base or reward"),
             ("comparison.nc", "a saved comparison, not a model; open it with `interp report` or Comparison.load"),
         ):
             if (folder / file).is_file():

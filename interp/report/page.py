@@ -9,17 +9,16 @@ from markupsafe import Markup
 
 from interp.errors import InterpError
 from interp.io import write_text
+from interp.measures.summary import interval_notes
 from interp.plot.bars import completeness_words
 from interp.plot.style import Result
 from interp.report import views
 from interp.report.any_result import added_views
-from interp.report.figures import SPECS, draw
 from interp.report.join import coloured_texts
-from interp.report.sections import missing, present
+from interp.report.sections import draw, missing, places, present
 from interp.report.svg import glyph_sheet, style_sheet
 from interp.report.verdict import verdict
 from interp.result.pages import resource, template
-from interp.text import RANGES, interval_notes
 
 
 def render(cmp: Result) -> str:
@@ -28,7 +27,9 @@ def render(cmp: Result) -> str:
     What was not measured is left out and named in one line. The same comparison gives the same bytes.
     """
     data, table = cmp.dataset, cmp.summary()
-    figures = {spec.name: drawn for spec in SPECS if (drawn := draw(cmp, spec)) is not None}
+    sections = {name: place.section for name, place in places().items()}
+    drawn_by_plot = [section for section in sections.values() if section.drawn_by == "plot"]
+    figures = {section.name: drawn for section in drawn_by_plot if (drawn := draw(cmp, section)) is not None}
     added = added_views(getattr(cmp, "added", {}))
     drawings = [drawing for drawn in figures.values() for drawing in drawn.values()]
     drawings += [drawing for view in added for drawing in view.drawings()]
@@ -49,19 +50,19 @@ def render(cmp: Result) -> str:
         columns=columns,
         rows=rows,
         numbers=views.NUMBERS,
-        ranges=tuple(RANGES),
-        specs={s.name: s for s in SPECS},
-        leads={s.name: views.lead(table, s.readings) for s in SPECS},
+        ranges=tuple(views.RANGES),
+        specs=sections,
+        leads={name: views.lead(table, section.readings) for name, section in sections.items()},
         figures={name: {size: drawing.svg for size, drawing in drawn.items()} for name, drawn in figures.items()},
         glyphs=glyph_sheet(drawings),
         parts=parts,
         attention_json=views.embed(parts["attention"]),
         groups=groups,
-        sections=[section for sections in groups.values() for section in sections],
+        sections=[section for members in groups.values() for section in members],
         added=added,
         missing=missing(names, data),
         completeness=completeness_words(data),
-        runs={"null runs": len(cmp.controls), "replicates": len(getattr(cmp, "replicates", ()))},
+        runs={"control runs": len(cmp.controls), "replicates": len(getattr(cmp, "replicates", ()))},
         notes=interval_notes(data),
         provenance=views.provenance(data),
         css=Markup(resource("page.css")) + style_sheet(drawings),

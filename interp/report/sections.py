@@ -1,4 +1,4 @@
-"""The report's sections in the order in which they are read, and which of them this comparison has."""
+"""The report's sections in the order in which they are read: those of every measure, and which this comparison has."""
 
 from __future__ import annotations
 
@@ -7,60 +7,68 @@ from dataclasses import dataclass
 
 import xarray as xr
 
-from interp.report.figures import SPECS
+from interp import plot
+from interp.errors import MeasureError
+from interp.measures import Measure, Section, measures
+from interp.plot.style import COLUMN, PAGE, Result
+from interp.report.svg import Drawing, to_svg
 from interp.report.views import settings
+
+GROUPS = ("Next token", "Layers", "Attribution", "Attention", "Weights", "Reward", "Text")
+"""The parts of the page in reading order; those of other measures follow."""
 
 
 @dataclass(frozen=True)
-class Section:
-    """One section of the page.
+class Place:
+    """A section and the measure that it shows.
 
     Attributes:
-        name: its id.
-        title: its heading.
-        short: its name in the list of sections.
-        measure: what to ask `compare` for.
+        section: its words.
+        measure: whose it is.
     """
 
-    name: str
-    title: str
-    short: str
-    measure: str
+    section: Section
+    measure: Measure
 
 
-_OWN = (
-    Section("tokens", "Likeliest next tokens", "Top tokens", "next_token"),
-    Section("attention", "Attention of the heads that changed most", "Patterns", "attention"),
-    Section("ov", "What the changed heads read and write", "OV circuits", "attention"),
-    Section("samples", "Sample completions", "Completions", "completions"),
-    Section("token_texts", "What the reward reads, and what the tuning moved", "Coloured texts", "token_join"),
-)
-_ORDER = {
-    "Next token": ("tokens", "movers", "answers", "mass_outside", "kl", "entropy"),
-    "Layers": ("lens", "lens_positions", "residual"),
-    "Attribution": ("attribution", "heads", "neurons"),
-    "Attention": ("attention_change", "attention_entropy", "attention_classes", "attention", "ov"),
-    "Weights": ("weights", "singular_directions"),
-    "Reward": ("implicit_reward", "token_join", "token_texts", "over_optimisation", "probes"),
-    "Text": ("samples",),
-}
-_ONLY_SOMETIMES = ("mass_outside", "answers")  # they need more than that their measure is taken
-
-SECTIONS = {s.name: s for s in (*_OWN, *(Section(s.name, s.title, s.short, s.measure) for s in SPECS))}
+def places() -> dict[str, Place]:
+    """Every section by its name, group by group."""
+    found = [Place(section, measure) for measure in measures().values() for section in measure.sections]
+    others = [place.measure.group for place in found]
+    groups = list(dict.fromkeys([*GROUPS, *others]))
+    return {place.section.name: place for group in groups for place in found if place.measure.group == group}
 
 
 def present(names: Collection[str]) -> dict[str, list[Section]]:
     """The sections that this page has, by group and in reading order."""
-    groups = {title: [SECTIONS[n] for n in order if n in names] for title, order in _ORDER.items()}
-    return {title: sections for title, sections in groups.items() if sections}
+    groups: dict[str, list[Section]] = {}
+    for name, place in places().items():
+        if name in names:
+            groups.setdefault(place.measure.group, []).append(place.section)
+    return groups
 
 
-def missing(names: Collection[str], data: xr.Dataset) -> list[Section]:
+def missing(names: Collection[str], data: xr.Dataset) -> list[Place]:
     """The sections left out because their measure was not taken.
 
     One that was taken and has nothing to show, as where a family has no such part, is not among them.
     """
-    taken = {*settings(data).get("measures", []), *(SECTIONS[n].measure for n in names)}
-    order = [n for names_ in _ORDER.values() for n in names_]
-    left_out = [n for n in order if n not in names and n not in _ONLY_SOMETIMES]
-    return [SECTIONS[n] for n in left_out if SECTIONS[n].measure not in taken]
+    there = places()
+    taken = {*settings(data).get("measures", []), *(there[name].measure.name for name in names)}
+    return [
+        place
+        for name, place in there.items()
+        if name not in names and not place.section.optional and place.measure.name not in taken
+    ]
+
+
+def draw(cmp: Result, section: Section) -> dict[str, Drawing] | None:
+    """The section's figure for a wide and for a narrow screen; None where its measure was not taken."""
+    function = getattr(plot, section.name)
+    try:
+        return {
+            "page": to_svg(function(cmp, width=PAGE), section.name),
+            "column": to_svg(function(cmp, width=COLUMN), f"{section.name}-c"),
+        }
+    except MeasureError:
+        return None

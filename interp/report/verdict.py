@@ -59,7 +59,7 @@ def _behaviour(data: xr.Dataset, table: pd.DataFrame, controls: tuple[xr.Dataset
     base, tuned = (number(float(data["logit_diff"].sel(model=m).mean()), signed=True) for m in ("base", "tuned"))
     more = "more" if estimate > 0 else "less"
     text = f"{where}, tuned prefers {answer} to {other} by {number(abs(estimate))} logits {more} than base"
-    low, high = _float(row, "lower"), _float(row, "upper")
+    low, high = _float(row, "estimate_low"), _float(row, "estimate_high")
     after = ""
     if np.isfinite(low) and np.isfinite(high):
         text += f" (95\u00a0% interval {span(low, high) if estimate > 0 else span(-high, -low)})"
@@ -92,7 +92,7 @@ def _reward(data: xr.Dataset, table: pd.DataFrame) -> list[str]:
     name = str(rewards.attrs.get("long_name") or "").removeprefix("reward").lstrip(": ")
     base, tuned = (float(rewards.sel(source=s).mean()) for s in ("base", "tuned"))
     row = finding(table, "reward") or {}
-    low, high = _float(row, "lower"), _float(row, "upper")
+    low, high = _float(row, "estimate_low"), _float(row, "estimate_high")
     sure = ""
     if np.isfinite(low) and np.isfinite(high):
         sure = f" (change {number(tuned - base, signed=True)}, 95\u00a0% interval {span(low, high)})"

@@ -87,7 +87,7 @@ def pair_prompts(pair: CheckpointPair) -> Prompts:
     Raises:
         MeasureError: it kept no samples.
     """
-    files = sorted((pair.path / "completions").glob("step-*.parquet"))
+    files = sorted((pair.folder / "completions").glob("step-*.parquet"))
     if not files:
         raise MeasureError(f"the pair {pair.path} kept no samples that say which prompts were held out; pass prompts=")
     import pandas as pd

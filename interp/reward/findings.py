@@ -9,7 +9,8 @@ import pandas as pd
 import xarray as xr
 
 from interp.measures.arrays import MODELS
-from interp.reward.within import centred, two_sided_p
+from interp.reward.within import centred
+from interp.stats import permutation_p
 
 _NAN = float("nan")
 READINGS = {
@@ -34,7 +35,7 @@ def _row(
         "upper": high,
         "null_low": float(ends[0]),
         "null_high": float(ends[1]),
-        "p": two_sided_p(value, drawn),
+        "p": permutation_p(value, drawn),
         "units": units,
         "n": data.sizes["prompt"],
     }
@@ -126,7 +127,7 @@ def token_findings(data: xr.Dataset) -> pd.DataFrame:
                     "upper": high,
                     "null_low": float(ends[0]),
                     "null_high": float(ends[1]),
-                    "p": two_sided_p(value, drawn),
+                    "p": permutation_p(value, drawn),
                     "units": "",
                     "n": data.sizes["prompt"],
                 }

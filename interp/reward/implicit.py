@@ -15,7 +15,7 @@ from interp.errors import MeasureError
 from interp.measures.arrays import MODELS, TokenTexts, dataset, strings, variable
 from interp.metrics import check_whole
 from interp.models import Policy, Source
-from interp.models.reward_model import Optimised
+from interp.models.optimised import Optimised
 from interp.prompts import Prompts, TokenizedPrompts, check_same_vocabulary
 from interp.reward.findings import implicit_findings, least_explained
 from interp.reward.responses import (

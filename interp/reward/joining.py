@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,10 +11,9 @@ import xarray as xr
 from interp.errors import MeasureError
 from interp.measures.arrays import MODELS, variable
 from interp.models import RewardModel
-from interp.models.reward_model import Optimised
 from interp.prompts import response_ends
 from interp.reward.attributing import attribute
-from interp.reward.flat import RECORD, flattened, records, restored
+from interp.reward.flat import restored
 from interp.reward.implicit import FEWEST, ImplicitReward, calibrate
 from interp.reward.tokens import TokenJoin, join_spans, spans_of
 
@@ -24,65 +22,7 @@ DRAWS = FEWEST // 2
 
 PERMUTATIONS = 999
 
-_KNOWN = {"implicit_reward": frozenset({"completion", "score", "text", "token", "token_log_ratio"})}
-"""Arrays of a join that the comparison has already."""
-
 Transform = Callable[[np.ndarray], np.ndarray]
-
-
-def join(
-    data: xr.Dataset,
-    reward: RewardModel,
-    measures: Sequence[str],
-    *,
-    tokenizer: Any,
-    optimised: Transform | None = None,
-    seed: int = 0,
-) -> xr.Dataset:
-    """A comparison's dataset with the joins of `measures`.
-
-    Args:
-        data: with `completion`, `completion_reward`, `response_id` and `response_logprob`.
-        reward: what scored the completions.
-        measures: names, of which `implicit_reward` and `token_join` are taken here.
-        tokenizer: of the policies.
-        optimised: what made the raw score the reward that was optimised; None: it was the raw score.
-        seed: seed of intervals and nulls.
-
-    Returns:
-        `data` with further arrays, `implicit_...` and `join_...`. What these completions do not allow, as where the
-        reward is the same for all of them, is left out and said so in the remarks.
-    """
-    return merged(
-        data,
-        {
-            "implicit_reward": lambda: _implicit(data, optimised or Optimised(), seed),
-            "token_join": lambda: _tokens(data, reward, tokenizer, seed),
-        },
-        measures,
-    )
-
-
-def merged(data: xr.Dataset, makers: Mapping[str, Callable[[], xr.Dataset]], measures: Sequence[str]) -> xr.Dataset:
-    """A comparison's dataset with the joins of `measures` that its data allow.
-
-    Args:
-        data: the comparison's dataset.
-        makers: what makes each join.
-        measures: names, of which those in `makers` are taken.
-    """
-    found, record, remarks = [data], dict(records(data)), [str(data.attrs.get("remarks", ""))]
-    for name in (name for name in makers if name in measures):
-        try:
-            own = makers[name]()
-        except MeasureError as error:
-            remarks.append(f"{name} was left out: {error}")
-            continue
-        record[name] = {key: value for key, value in own.attrs.items() if key != "remark"}
-        remarks.append(str(own.attrs.get("remark", "")))
-        found.append(flattened(own, name, drop=_KNOWN.get(name, frozenset())))
-    joined = xr.merge(found, combine_attrs="override", compat="override", join="outer")
-    return joined.assign_attrs({RECORD: json.dumps(record), "remarks": "\n".join(filter(None, remarks))})
 
 
 def implicit_reward_of(data: xr.Dataset) -> ImplicitReward:
@@ -132,7 +72,8 @@ def _token_log_ratio(sampled: xr.Dataset) -> xr.DataArray:
     return found
 
 
-def _implicit(data: xr.Dataset, optimised: Transform, seed: int) -> xr.Dataset:
+def implicit_arrays(data: xr.Dataset, optimised: Transform, seed: int) -> xr.Dataset:
+    """The implicit reward of a comparison's samples (see `interp.reward.calibrate`)."""
     sampled = _sampled(data)
     if 2 * sampled.sizes["draw"] < FEWEST:
         raise MeasureError(f"it needs {FEWEST} responses to each prompt, half from each model; pass draws={DRAWS}")
@@ -158,7 +99,7 @@ def _implicit(data: xr.Dataset, optimised: Transform, seed: int) -> xr.Dataset:
     )
 
 
-def _tokens(data: xr.Dataset, reward: RewardModel, tokenizer: Any, seed: int) -> xr.Dataset:
+def token_arrays(data: xr.Dataset, reward: RewardModel, tokenizer: Any, seed: int) -> xr.Dataset:
     """The join on tuned's first response to each prompt."""
     sampled = _sampled(data).sel(source="tuned", drop=True).isel(draw=0, drop=True)
     heads = [str(text) for text in data["completion_prompt"].values]

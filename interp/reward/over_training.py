@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import islice
 
 import numpy as np
@@ -11,53 +10,15 @@ import xarray as xr
 from interp.errors import MeasureError
 from interp.models import RewardModel
 from interp.pair import CheckpointPair
-from interp.prompts import Prompts
 from interp.reward.flat import restored
-from interp.reward.joining import merged
-from interp.reward.optimisation import OverOptimisation, over_optimisation
+from interp.reward.optimisation import OverOptimisation
 from interp.reward.probing import Probes, probes
 
 MOST_TEXTS = 256
 """Responses that are probed, of which half have a reward above the median."""
 
 
-def join_training(
-    data: xr.Dataset,
-    pair: CheckpointPair,
-    reward: RewardModel,
-    prompts: Prompts,
-    measures: Sequence[str],
-    *,
-    max_new_tokens: int,
-    seed: int,
-) -> xr.Dataset:
-    """A comparison's dataset with what its pair's checkpoints show.
-
-    Args:
-        data: the dataset, with `completion`, `completion_prompt` and `completion_reward`.
-        pair: a pair that kept checkpoints.
-        reward: its reward model.
-        prompts: what is responded to.
-        measures: names, of which `over_optimisation` and `probes` are taken here.
-        max_new_tokens: longest response.
-        seed: seed of samples, folds and intervals.
-
-    Returns:
-        `data` with further arrays, `over_...` and `probes_...`.
-    """
-    return merged(
-        data,
-        {
-            "over_optimisation": lambda: (
-                over_optimisation(pair, reward, prompts, max_new_tokens=max_new_tokens, seed=seed).dataset
-            ),
-            "probes": lambda: _probes(data, pair, reward, seed),
-        },
-        measures,
-    )
-
-
-def _probes(data: xr.Dataset, pair: CheckpointPair, reward: RewardModel, seed: int) -> xr.Dataset:
+def probe_arrays(data: xr.Dataset, pair: CheckpointPair, reward: RewardModel, seed: int) -> xr.Dataset:
     """Probes for a high reward, on what both models said.
 
     Raises:

@@ -166,19 +166,6 @@ def permutations_within(index: Int[np.ndarray, " n"], count: int, *, seed: int) 
         yield order
 
 
-def two_sided_p(value: float, null: Float[np.ndarray, " permutation"]) -> float:
-    """The p of a permutation test: (1 + permutations at least as far from the centre) / (1 + permutations).
-
-    The centre is the mean of all, the value among them: it is not 0 where permutations leave something in place, as
-    those within texts leave what differs between texts. NaN where the value or the null is not a number.
-    """
-    if not np.isfinite(value) or not len(null) or not np.isfinite(null).all():
-        return float("nan")
-    # A permutation that changes nothing must count, though its sum is rounded otherwise.
-    centre = (null.sum() + value) / (1 + len(null))
-    return float((1 + (np.abs(null - centre) >= abs(value - centre) * (1 - 1e-9)).sum()) / (1 + len(null)))
-
-
 def _rows(index: np.ndarray) -> list[np.ndarray]:
     order = np.argsort(index, kind="stable")
     return np.split(order, np.flatnonzero(np.diff(index[order])) + 1)

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from analyses import good_vs_bad as study
-from analyses import good_vs_bad_subject as subjects
-from analyses.good_vs_bad_page import FIGURES, said, write
+from analyses.good_vs_bad import study, subjects
+from analyses.good_vs_bad.page import FIGURES, said, write
 from interp import Policy, Prompts
 from interp.errors import InterpError, PromptError
 from tests.conftest import save, tiny_gpt2

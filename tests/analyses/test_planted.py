@@ -9,14 +9,14 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from analyses import planted
-from analyses.planted_bases import LENGTH, PROMPTS, open_base
-from analyses.planted_edits import Component, own_weights, put, typical_strength
-from analyses.planted_figure import PANELS, figure
-from analyses.planted_kinds import KINDS, Nursery
-from analyses.planted_lessons import log_probs_after, make_lesson, shift, taught_share
-from analyses.planted_methods import METHODS, Case
-from analyses.planted_results import NO_DRIFT, PlantedBenchmark, auroc, recall_at_k
+from analyses.planted import study as planted
+from analyses.planted.bases import LENGTH, PROMPTS, open_base
+from analyses.planted.edits import Component, own_weights, put, typical_strength
+from analyses.planted.figure import PANELS, figure
+from analyses.planted.kinds import KINDS, Nursery
+from analyses.planted.lessons import log_probs_after, make_lesson, shift, taught_share
+from analyses.planted.methods import METHODS, Case
+from analyses.planted.results import NO_DRIFT, PlantedBenchmark, auroc, recall_at_k
 from interp.divergences import kl_of_log_probs
 from interp.errors import ConfigError, LoadError, MeasureError
 

@@ -321,7 +321,7 @@ def _summary(sets: list[xr.Dataset], replicates: list[xr.Dataset], answers: bool
         nulls = np.array([[float(s["logit_diff"].diff("model").mean()) for s in sets[1:]]])
         table["rank_p"] = (1 + (np.abs(nulls) >= abs(table.estimate.iloc[0])).sum()) / len(sets)
     if sets[0].sizes["prompt"] < 8:
-        table[["lower", "upper"]] = np.nan
+        table[["estimate_low", "estimate_high"]] = np.nan
     return table
 
 
@@ -330,7 +330,7 @@ def _row(reading: str, finding: str, values: list[np.ndarray], units: str, contr
     means = [v.mean() for v in values[1:]]
     nulls, again = means[:controls] or [np.nan], means[controls:] or [np.nan]
     return {
-        "reading": reading, "finding": finding, "estimate": mean, "lower": mean - 2 * error, "upper": mean + 2 * error,
+        "reading": reading, "finding": finding, "estimate": mean, "estimate_low": mean - 2 * error, "estimate_high": mean + 2 * error,
         "units": units, "n": len(values[0]), "control_low": min(nulls), "control_high": max(nulls),
         "replicate_low": min(again), "replicate_high": max(again), "rank_p": np.nan, "completeness": np.nan,
     }  # fmt: skip

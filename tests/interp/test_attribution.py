@@ -10,12 +10,13 @@ import xarray as xr
 import interp
 from interp.hooks import Site
 from interp.measures.attribution import attribution, component_names, read_directions, split
-from interp.measures.logits import target_ids
+from interp.measures.logit_diff import target_ids
 from interp.measures.neurons import EVERY, most_changed, neuron_attribution, neurons
 from interp.models import Policy
 from interp.stats import selection_halves
 from tests.conftest import tiny_gpt2, tiny_llama
 from tests.interp.architectures import build
+from tests.interp.comparisons import compare
 from tests.interp.traced import ANSWERS, TEXTS, traces
 
 
@@ -153,7 +154,7 @@ class TestNeurons:
             policy.parts.W_down(layer)[0][neuron] *= 6
         texts = TEXTS + [f"{text} film" for text in TEXTS]
         prompts = interp.Prompts(texts, answers=ANSWERS)
-        cmp = interp.compare(model, tuned, prompts, tokenizer=tokenizer, measures="neurons")
+        cmp = compare(model, tuned, prompts, tokenizer=tokenizer, measures="neurons")
         assert (int(cmp["neuron_layer"][0]), int(cmp["neuron_index"][0])) == (layer, neuron)
         assert cmp.summary()["finding"][0].startswith(f"L{layer}.mlp neuron {neuron}: tuned minus base (write ")
         base, changed = cmp["neuron_attribution"].values[:, :, 0].T

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from interp.collect import Collector
 from interp.measures.arrays import dataset, strings, variable
+from interp.measures.engine import Collector
 
 
 def batch(rows, width, steps, seed):

@@ -10,13 +10,14 @@ from scipy.stats import spearmanr
 
 from interp.errors import MeasureError, TokenizerMismatch
 from interp.models import Policy, RewardModel
-from interp.models.reward_model import Optimised
+from interp.models.optimised import Optimised
 from interp.pair import CheckpointPair
 from interp.plot import join
 from interp.prompts import Prompts
 from interp.reward.implicit import calibrate, implicit_reward
 from interp.reward.responses import read_prompts, respond, response_kl, response_log_probs
-from interp.reward.within import centred, fixed_effects, permutations_within, spearman_within, two_sided_p
+from interp.reward.within import centred, fixed_effects, permutations_within, spearman_within
+from interp.stats import permutation_p
 from tests.conftest import tiny_gpt2, word_tokenizer
 from tests.interp.architectures import build
 from tests.interp.figures import drawn, words
@@ -151,8 +152,8 @@ def test_ranks_and_permutations_within_groups():
     assert all((index[order] == index).all() and sorted(order) == list(range(13)) for order in orders)
     assert len({tuple(order) for order in orders}) > 45
     np.testing.assert_allclose([centred(x, index)[index == g].sum() for g in range(4)], 0, atol=1e-12)
-    assert two_sided_p(3.0, np.array([-3.0, 1.0, 2.0])) == pytest.approx(0.5)
-    assert np.isnan(two_sided_p(float("nan"), np.zeros(3)))
+    assert permutation_p(3.0, np.array([-3.0, 1.0, 2.0])) == pytest.approx(0.5)
+    assert np.isnan(permutation_p(float("nan"), np.zeros(3)))
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,11 @@ from matplotlib.text import Text
 
 from interp import plot
 from interp.errors import MeasureError
-from interp.measures import REWARD_MEASURES, TRAINING_MEASURES
 from interp.plot import style
 from interp.plot.text import clean, drawable, visible
 from tests.interp.figures import drawn, line, mean_change, words
 from tests.interp.synthetic import NASTY, Fake, make
+from tests.interp.traced import JOINED
 
 NEEDS = {
     "top_tokens": (["top_prob"], "next_token"),
@@ -314,9 +314,9 @@ def test_numbers_have_three_digits_and_a_true_minus():
 
 def test_methods_are_the_functions(cmp):
     plots = plot.Plots(cmp)
-    joins = (*REWARD_MEASURES, *TRAINING_MEASURES)  # drawn in test_joins, as made-up arrays have none
-    assert sorted([*NAMES, *joins, "Plots"]) == sorted(plot.__all__)
-    for name in (*NAMES, *joins):
+    # drawn in test_joins, as made-up arrays have none
+    assert sorted([*NAMES, *JOINED, "Plots"]) == sorted(plot.__all__)
+    for name in (*NAMES, *JOINED):
         assert getattr(plot.Plots, name).__wrapped__ is getattr(plot, name)
     assert words(plots.movers(ranks=3, width=8.5)) == words(plot.movers(cmp, ranks=3, width=8.5))
 

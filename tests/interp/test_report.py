@@ -10,16 +10,19 @@ import pytest
 
 from interp import report
 from interp.errors import InterpError
-from interp.measures import REWARD_MEASURES, TRAINING_MEASURES
 from interp.plot.style import number, span
 from interp.plot.text import visible
 from interp.report import views
-from interp.report.figures import SPECS
+from interp.report.sections import places
 from interp.report.verdict import verdict as verdict_of
 from tests.interp.synthetic import Fake, make
+from tests.interp.traced import JOINED
 
-JOINED = (*REWARD_MEASURES, *TRAINING_MEASURES)  # which made-up arrays do not have
-FIGURES = {spec.name for spec in SPECS if spec.measure not in JOINED} | {"attention"}
+# which made-up arrays do not have
+PLACES = places()
+FIGURES = {
+    name for name, place in PLACES.items() if place.section.drawn_by == "plot" and place.measure.name not in JOINED
+} | {"attention"}
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +155,9 @@ def test_summary_table_has_the_numbers(cmp):
     columns, rows = views.headline(cmp.summary())
     assert columns == ["reading", "finding", "estimate", "95 % interval", "null runs", "units", "n", "completeness"]
     first = cmp.summary().iloc[0]
-    assert rows[0][2] == f"{first.estimate:.2f}" and rows[0][3] == f"{first.lower:.2f} to {first.upper:.2f}"
+    assert (
+        rows[0][2] == f"{first.estimate:.2f}" and rows[0][3] == f"{first.estimate_low:.2f} to {first.estimate_high:.2f}"
+    )
     assert [r[0] for r in rows] == ["logit difference", "", "divergence", "attribution by head", "reward", "weights"]
     assert rows[2][1].startswith("KL(tuned ‖ base)")
     assert "95 % interval" not in views.headline(make(prompts=3).summary())[0]
@@ -165,7 +170,9 @@ def test_verdict_says_what_the_numbers_say(cmp):
     text = " ".join(verdict(cmp))
     row = cmp.summary().iloc[0]
     assert f"Over 12 prompts, tuned prefers “␣bad” to “␣good” by {row.estimate:.2f} logits more than base" in text
-    assert f"{row.lower:.2f} to {row.upper:.2f}" in text and "outside the range of the 2 null runs" in text
+    assert (
+        f"{row.estimate_low:.2f} to {row.estimate_high:.2f}" in text and "outside the range of the 2 null runs" in text
+    )
     assert "No null run" not in text and "nats per response token in tuned's own samples" in text
 
 
@@ -176,9 +183,9 @@ def test_verdict_turns_with_the_sign_and_admits_doubt(cmp):
             table.loc[0, name] = value
         return " ".join(verdict(Fake(cmp.dataset, cmp.controls, (), table)))
 
-    less = said(estimate=-1.5, lower=-2.0, upper=-1.0)
+    less = said(estimate=-1.5, estimate_low=-2.0, estimate_high=-1.0)
     assert "by 1.50 logits less than base" in less and "1.00 to 2.00" in less and "outside" in less
-    assert "so the direction is open" in said(lower=-0.5) and "so the direction is open" not in said()
+    assert "so the direction is open" in said(estimate_low=-0.5) and "so the direction is open" not in said()
     assert "within the range of the 2 null runs" in said(control_low=0.0, control_high=9.0)
     assert "exactly as much as base" in said(estimate=0.0)
 
@@ -245,11 +252,13 @@ def test_every_figure_quotes_its_finding(cmp):
     table = pd.concat([cmp.table] * 2, ignore_index=True)
     table.loc[6, ["reading", "finding"]] = "attention", "L2H3: JS of the patterns"
     table.loc[7, ["reading", "finding"]] = "attention", "L2H2: entropy of the pattern: tuned minus base"
-    pairs = {s.name: s.readings for s in SPECS}
+    pairs = {name: place.section.readings for name, place in PLACES.items()}
     row = table.iloc[7]
     said = views.lead(table, pairs["attention_entropy"])
     assert said.startswith("L2H2: entropy of the pattern: tuned minus base: " + number(row.estimate))
-    interval = f"interval {span(row.lower, row.upper)}; null runs {span(row.control_low, row.control_high)})."
+    interval = (
+        f"interval {span(row.estimate_low, row.estimate_high)}; null runs {span(row.control_low, row.control_high)})."
+    )
     assert said.endswith(interval)
     assert views.lead(table, pairs["attention_change"]).startswith("L2H3: JS")
     assert views.lead(table, pairs["residual"]) == ""

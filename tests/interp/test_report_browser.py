@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 
 from interp import report
-from interp.measures import REWARD_MEASURES, TRAINING_MEASURES
 from interp.report import views
-from interp.report.figures import SPECS
+from interp.report.sections import places
 from tests.interp.synthetic import Fake, make
+from tests.interp.traced import JOINED
 
-JOINED = (*REWARD_MEASURES, *TRAINING_MEASURES)  # which made-up arrays do not have
-FIGURES = {spec.name for spec in SPECS if spec.measure not in JOINED} | {"attention"}
+# which made-up arrays do not have
+PLACES = places()
+FIGURES = {
+    name for name, place in PLACES.items() if place.section.drawn_by == "plot" and place.measure.name not in JOINED
+} | {"attention"}
 CHROMIUM = os.environ.get("CHROMIUM") or next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )

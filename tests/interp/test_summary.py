@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from interp.measures.findings import COLUMNS
+from interp.measures.summary import summarise
 from interp.stats import selection_halves
-from interp.summary import COLUMNS, summarise
 
 MODELS = ["base", "tuned"]
 
@@ -56,7 +57,7 @@ class TestLargest:
         assert frame["finding"][0] == f"L1H2: tuned minus base (write {mean:+.3f}, readout +0.000)"
         assert (frame["n"] == 10).all() and (frame["completeness"] == 1e-6).all()
         assert frame["estimate"].abs().is_monotonic_decreasing
-        assert (frame["lower"] < frame["estimate"]).all() and (frame["estimate"] < frame["upper"]).all()
+        assert (frame["estimate_low"] < frame["estimate"]).all() and (frame["estimate"] < frame["estimate_high"]).all()
 
     def test_a_null_run_gives_its_own_largest_cell(self):
         nulls = [heads(seed, planted=(seed % 3, 0), size=0.5) for seed in range(1, 4)]
