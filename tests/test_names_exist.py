@@ -1,4 +1,4 @@
-"""Every dotted name of ours in README, docs, docstrings, error messages and hints is there after `import interp` alone."""
+"""Every dotted name of ours in README, docs, docstrings, messages and hints is there after `import interp` alone."""
 
 import ast
 import importlib.util
