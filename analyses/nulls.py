@@ -35,8 +35,7 @@ import torch
 import xarray as xr
 from torch import nn
 
-from interp.comparing import compare
-from interp.comparison import Comparison
+from interp.comparison import Comparison, compare
 from interp.errors import FormatError, InterpError
 from interp.io import read_json, write_text
 from interp.measures import difference
@@ -122,7 +121,7 @@ def judge_nulls(
     found = []
     for kind, sources in kinds.items():
         runs = [Policy.load(source, tokenizer=base.tokenizer) for source in sources]
-        first = compare(base, runs[0], prompts, control=runs[1:], measures=MEASURES)
+        first = compare(base, runs[0], prompts, controls=runs[1:], measures=MEASURES)
         datasets = (first.dataset, *first.controls)
         patched = [_patched(base, run, prompts) for run in runs]
         found.append(_of_kind(datasets, patched).expand_dims(kind=[kind]))
@@ -134,7 +133,7 @@ def _patched(base: Policy, run: Policy, prompts: Prompts) -> dict[str, np.ndarra
     """Effects of patching the run's heads and MLPs into base, [prompt, site]."""
     runs = runs_of(base, run, prompts)
     return {
-        f"patching of {site}": patch_runs(runs, sites=site, metric="logit_diff", random_sets=0)["effect"].values
+        f"patching of {site}": patch_runs(runs, sites=site, metric="logit_diff", draws=0)["effect"].values
         for site in ("result", "mlp_out")
     }
 

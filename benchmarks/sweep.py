@@ -101,8 +101,9 @@ def measure(folder: str, texts: list[str], circuit: Any, pairs: int, repeats: in
 
 def circuits(model: Any, prompts: Any, tokenizer: Any) -> Any:
     from interp.circuits import edge_attribution
+    from interp.models import Policy
 
-    return edge_attribution(model, prompts, "kl", tokenizer=tokenizer)
+    return edge_attribution(Policy.load(model, tokenizer=tokenizer), prompts, "kl")
 
 
 def _options(tokenizer: Any, measures: list[str]) -> dict[str, Any]:

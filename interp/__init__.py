@@ -1,24 +1,27 @@
 """Mechanistic interpretability of what RLHF changed.
 
-`compare(base, tuned, prompts)` takes two checkpoints and some prompts and returns a `Comparison`. Names are imported
-when they are first used, so that `import interp` costs nothing.
+`compare(base, tuned, prompts)` takes two checkpoints and some prompts and returns a result that prints, draws, saves
+and reports itself. Names are imported when they are first used, so that `import interp` costs nothing.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from interp.lazy import lazy
 
 if TYPE_CHECKING:
-    from interp.comparing import compare, compare_many
-    from interp.comparison import Comparison
+    from interp import circuits, families, patching, plot, report, reward
+    from interp.comparison import Comparison, compare, compare_many
     from interp.errors import InterpError
     from interp.families import register_family
     from interp.hooks import Site
-    from interp.measures import DEFAULT_MEASURES, MEASURES
-    from interp.models import Policy, RewardModel
+    from interp.measures import DEFAULT_MEASURES, MEASURES, Measure, register_measure
+    from interp.models import Policy, RewardModel, load, load_pair, load_reward
     from interp.pair import CheckpointPair
     from interp.prompts import Prompts
+    from interp.result import Result, load_result
+    from interp.sampling import Sampling
 
 __version__ = "0.1.0"
 
@@ -28,15 +31,29 @@ _HOMES = {
     "DEFAULT_MEASURES": "interp.measures",
     "InterpError": "interp.errors",
     "MEASURES": "interp.measures",
+    "Measure": "interp.measures",
     "Policy": "interp.models",
     "Prompts": "interp.prompts",
+    "Result": "interp.result",
     "RewardModel": "interp.models",
+    "Sampling": "interp.sampling",
     "Site": "interp.hooks",
-    "compare": "interp.comparing",
-    "compare_many": "interp.comparing",
+    "circuits": "",
+    "compare": "interp.comparison",
+    "compare_many": "interp.comparison",
+    "families": "",
+    "load": "interp.models",
+    "load_pair": "interp.models",
+    "load_result": "interp.result",
+    "load_reward": "interp.models",
+    "patching": "",
+    "plot": "",
     "register_family": "interp.families",
+    "register_measure": "interp.measures",
+    "report": "",
+    "reward": "",
 }
-_MODULES = ("circuits", "families", "patching", "plot", "report", "reward")
+"""Where each public name lives; "" for what is a module of this package."""
 
 __all__ = [
     "DEFAULT_MEASURES",
@@ -44,32 +61,29 @@ __all__ = [
     "CheckpointPair",
     "Comparison",
     "InterpError",
+    "Measure",
     "Policy",
     "Prompts",
+    "Result",
     "RewardModel",
+    "Sampling",
     "Site",
     "circuits",
     "compare",
     "compare_many",
     "families",
+    "load",
+    "load_pair",
+    "load_result",
+    "load_reward",
     "patching",
     "plot",
     "register_family",
+    "register_measure",
     "report",
     "reward",
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        value = getattr(import_module(_HOMES[name]), name)
-    elif name in _MODULES:
-        value = import_module(f"interp.{name}")
-    else:
-        raise AttributeError(f"module 'interp' has no attribute {name!r}")
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy(__name__, _HOMES, growing=("DEFAULT_MEASURES", "MEASURES"))

@@ -5,6 +5,28 @@ A message is one line: what was expected, what came, and what to do about it.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+Parameters = ParamSpec("Parameters")
+Returned = TypeVar("Returned")
+
+
+def renamed(**new: str) -> Callable[[Callable[Parameters, Returned]], Callable[Parameters, Returned]]:
+    """Make a function refuse parameters that it once had, with the remedy: `renamed(control="pass controls=[...]")`."""
+
+    def decorate(function: Callable[Parameters, Returned]) -> Callable[Parameters, Returned]:
+        @functools.wraps(function)
+        def refusing(*args: Parameters.args, **options: Parameters.kwargs) -> Returned:
+            for old in new.keys() & options.keys():
+                raise TypeError(f"{function.__name__} has no parameter {old!r} any more; {new[old]}")
+            return function(*args, **options)
+
+        return refusing
+
+    return decorate
+
 
 class InterpError(Exception):
     """Base of all errors of this toolkit; its text is one line that ends in a remedy."""

@@ -187,7 +187,7 @@ class CheckpointPair:
 
 def shipped_pair(name: object) -> Path | None:
     """The folder of a pair that comes with the package, by its bare name; None where there is none of that name."""
-    if not isinstance(name, str) or not name.isidentifier():
+    if not isinstance(name, str) or not name.isidentifier() or len(name) > 60:
         return None
     folder = _SHIPPED / name
     return folder if (folder / MANIFEST).is_file() else None

@@ -206,6 +206,20 @@ def accepted(model: nn.Module, **arguments: Any) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if name in known}
 
 
+def continuing(model: nn.Module, cache: Any) -> dict[str, Any]:
+    """Arguments with which a forward pass goes on from `cache`, a key-value cache or None, and returns its own.
+
+    The argument is called `cache` from transformers 5.24 on, `past_key_values` before.
+    """
+    kind: Any = type(plain(model))
+    return {"cache" if "cache" in _names(kind) else "past_key_values": cache, "use_cache": True}
+
+
+def cache_of(output: Any) -> Any:
+    """The key-value cache in a model's output, whatever this version of transformers calls it."""
+    return output["cache" if "cache" in output else "past_key_values"]
+
+
 @functools.cache
 def _names(kind: Any) -> frozenset[str]:
     """Names of what a class's forward takes; looked up once, for a look takes longer than a small layer."""
@@ -260,12 +274,11 @@ class _Loop:
         """Logits of the next token, "sample vocab"; feeds the model what it has not seen."""
         output = self.model(
             **self._inputs(),
-            past_key_values=self._cache,
-            use_cache=True,
+            **continuing(self.model, self._cache),
             return_dict=True,
             **accepted(self.model, logits_to_keep=1),
         )
-        self._cache = output.past_key_values
+        self._cache = cache_of(output)
         return output.logits[:, -1]
 
     def append(self, token: Tensor) -> None:

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     row.split()
     for row in """
-    errors columns progress stats
+    errors columns lazy progress stats
     io
     prompts pair
     sampling divergences
@@ -119,10 +119,11 @@ def test_public_names() -> None:
     import interp
 
     assert interp.__all__ == [
-        "DEFAULT_MEASURES", "MEASURES", "CheckpointPair", "Comparison", "InterpError", "Policy", "Prompts",
-        "RewardModel", "Site", "circuits", "compare", "compare_many", "families", "patching", "plot", "register_family",
-        "report", "reward",
+        "DEFAULT_MEASURES", "MEASURES", "CheckpointPair", "Comparison", "InterpError", "Policy", "Prompts", "Result",
+        "RewardModel", "Sampling", "Site", "circuits", "compare", "compare_many", "families", "load", "load_pair",
+        "load_result", "load_reward", "patching", "plot", "register_family", "report", "reward",
     ]  # fmt: skip
+    assert sorted(dir(interp)) == sorted(interp.__all__)
     for name in interp.__all__:
         assert getattr(interp, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

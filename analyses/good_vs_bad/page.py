@@ -155,8 +155,8 @@ def _worst(study: Study) -> float:
 def _row(result: Patching, index: int = 0) -> str:
     row = result.summary().iloc[index]
     text = f"{row['site']}: effect {row['effect']:+.3f}"
-    if np.isfinite(row["low"]):
-        text += f" [{row['low']:+.3f}, {row['high']:+.3f}]"
+    if np.isfinite(row["effect_low"]):
+        text += f" [{row['effect_low']:+.3f}, {row['effect_high']:+.3f}]"
     if "recovery" in row and np.isfinite(row["recovery"]):
         text += f", recovery {row['recovery']:.1%}"
     return text

@@ -25,11 +25,19 @@ from interp import Comparison, Policy, Prompts, compare
 from interp.errors import InterpError
 from interp.families import norm_parameters
 from interp.hooks import Site
-from interp.patching import Patching, activation_patching, attribution_patching
-from interp.patching.generation import reward_patching
-from interp.patching.search import SmallestSet, smallest_set
-from interp.patching.steering import Steering, steering
-from interp.patching.value import ValueReading, value_reading
+from interp.patching import (
+    Patching,
+    SmallestSet,
+    Steering,
+    ValueReading,
+    activation_patching,
+    attribution_patching,
+    reward_patching,
+    smallest_set,
+    steering,
+    value_reading,
+)
+from interp.sampling import Sampling
 
 
 @dataclass(frozen=True)
@@ -92,7 +100,7 @@ def run(
     common: dict[str, Any] = {"seed": seed}
     say("both models side by side")
     taken = ["next_token", "logit_diff", "kl", "lens", "lens_base_head", "attribution", "neurons", "attention"]
-    comparison = compare(base, tuned, prompts, measures=taken, control=list(what.controls), seed=seed)
+    comparison = compare(base, tuned, prompts, measures=taken, controls=list(what.controls), seed=seed)
     say("patching by layer, position and head")
     layers = activation_patching(base, tuned, prompts, sites=("resid_pre", "attn_out", "mlp_out"), **common)
     few = commonest_length(prompts, base)
@@ -114,13 +122,10 @@ def run(
     if what.reward is not None:
         say(f"{samples} samples a prompt under each patch, scored")
         wishes = [pairs[0], pairs[1], _whole(smallest)]
-        written = reward_patching(
-            base, tuned, prompts, what.reward, sites=wishes, samples=samples, max_new_tokens=max_new_tokens, **common
-        )
+        sampling = Sampling(samples=samples, max_new_tokens=max_new_tokens)
+        written = reward_patching(base, tuned, prompts, what.reward, sites=wishes, sampling=sampling, **common)
         if what.value_head is not None:
-            value = value_reading(
-                tuned, what.value_head, prompts, what.reward, samples=samples, max_new_tokens=max_new_tokens, **common
-            )
+            value = value_reading(tuned, what.value_head, prompts, what.reward, sampling=sampling, **common)
     say("the published table")
     table = published_table(what)
     return Study(
@@ -203,7 +208,7 @@ def published_table(what: Subject) -> pd.DataFrame:
     every = activation_patching(what.base, what.tuned, first, sites="z")
     effect = every["effect"].values[0]
     best = str(every["label"].values[np.abs(effect).argmax()]).replace(".z.", "")
-    joint = activation_patching(what.base, what.tuned, first, sites=[_heads(two)], random_sets=0)
+    joint = activation_patching(what.base, what.tuned, first, sites=[_heads(two)], draws=0)
     patched = float(joint["effect"][0, 0] + joint["recipient"][0])
     answer, other = what.words
     names = ", ".join(f"L{layer}H{head}" for layer, head in two)

@@ -15,7 +15,7 @@ from analyses.planted.bases import Base
 from analyses.planted.edits import Component, delta_of, rank_one, rotate_ov, scale_ov, swap_qk
 from analyses.planted.lessons import Lesson, free_in, low_rank_in, make_lesson, taught_share, teach, teach_pair
 from interp.hooks import Site
-from interp.patching.values import activations
+from interp.patching.recording import activations
 from interp.prompts import make_batch
 from training.seeding import derive
 

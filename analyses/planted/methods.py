@@ -22,8 +22,8 @@ from interp.measures.logit_diff import target_ids
 from interp.measures.weights import ov_factors, qk_factors, relative_change
 from interp.models import Policy, Trace
 from interp.patching import Patching, Runs, attribution_map, patch_runs
+from interp.patching.recording import activations, values_of
 from interp.patching.targets import Target
-from interp.patching.values import activations, values_of
 from interp.prompts import Batch, Prompts
 
 Scores = Mapping[str, np.ndarray]
@@ -148,7 +148,7 @@ def activation_changes(case: Case) -> Scores:
 def _patching(name: str, *, into_base: bool) -> Callable[[Case], Scores]:
     def score(case: Case) -> Scores:
         runs = case.runs(into_base=into_base)
-        return {name: _closer(case, patch_runs(runs, sites=list(SITES), metric="kl", random_sets=0))}
+        return {name: _closer(case, patch_runs(runs, sites=list(SITES), metric="kl", draws=0))}
 
     return score
 

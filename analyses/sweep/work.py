@@ -138,7 +138,7 @@ def compare(cells: Sequence[Cell]) -> list[Write]:
         {cell.name: cell.how["tuned"] for cell in cells},
         interp.Prompts(how["prompts"]),
         measures=measures(),
-        max_new_tokens=how["max_new_tokens"],
+        sampling=interp.Sampling(max_new_tokens=how["max_new_tokens"]),
         batch_size=BATCH,
         seed=how["seed"],
     )

@@ -1,11 +1,11 @@
 """Circuits: which edges of the computation graph carry a behaviour, and whether tuning kept them.
 
 `edge_attribution` scores every edge by gradients, `choose` takes the strongest, `faithfulness` ablates all others for
-real, `stability` asks what other prompts would have chosen, and `compare` puts two models side by side.
+real, `stability` asks what other prompts would have chosen, `compare` puts two models side by side, `head_changes` says
+what changed in a head, and `path_patching` follows one path from a head or MLP to another.
 """
 
-from interp.circuits.choice import Circuit, choose, default_sizes, jaccard, random_circuits
-from interp.circuits.comparison import CircuitComparison, compare
+from interp.circuits.compare import CircuitComparison, compare
 from interp.circuits.faithfulness import (
     CircuitValues,
     Faithfulness,
@@ -15,9 +15,19 @@ from interp.circuits.faithfulness import (
 )
 from interp.circuits.graph import Graph
 from interp.circuits.heads import HeadChanges, head_changes
-from interp.circuits.metrics import Metric
+from interp.circuits.paths import PathPatching, path_patching
 from interp.circuits.scores import EdgeScores, edge_attribution
-from interp.circuits.stability import Stability, stability
+from interp.circuits.selection import (
+    Circuit,
+    Selection,
+    Stability,
+    choose,
+    default_sizes,
+    jaccard,
+    random_circuits,
+    stability,
+)
+from interp.metrics import Metric
 from interp.stats import Estimate
 
 __all__ = [
@@ -30,6 +40,8 @@ __all__ = [
     "Graph",
     "HeadChanges",
     "Metric",
+    "PathPatching",
+    "Selection",
     "Stability",
     "choose",
     "circuit_values",
@@ -40,6 +52,7 @@ __all__ = [
     "faithfulness_curve",
     "head_changes",
     "jaccard",
+    "path_patching",
     "random_circuits",
     "stability",
 ]

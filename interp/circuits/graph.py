@@ -9,18 +9,21 @@ others a little.) (Conmy et al. 2023, "Towards Automated Circuit Discovery"; Sye
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
+import xarray as xr
 from torch import nn
 
 from interp.errors import MeasureError
 from interp.families import Parts
 from interp.families.parts import StackName
 from interp.hooks import Site
+from interp.measures.arrays import strings
 
 Part = Literal["q", "k", "v", "mlp", "logits"]
 
@@ -69,28 +72,26 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Graph:
-    """Nodes, destinations and edges of one model.
+class Shape:
+    """What a model's graph depends on; with it a graph is built again without the model.
 
     Attributes:
-        nodes: names of what writes: `input`, `L3H1`, `L3.mlp`; of a T5 also `encoder.input`, `encoder.L0H1`,
-            `cross.L0H1`.
-        destinations: names of what reads: `L3H1.q`, `L3H1.k` (`L3H0-2.k` where heads 0 to 2 share it), `L3.mlp`,
-            `logits`.
-        writings: nodes by place, in the order of `nodes`.
-        readings: destinations by place, in the order of `destinations`.
-        feeds: for each destination the nodes whose output it decides; none for the logits.
+        n_layers: blocks, of an encoder-decoder those of the decoder.
+        n_heads: heads of a block.
+        n_kv_heads: key-value heads of a block.
+        n_encoder_layers: blocks of the encoder; 0 without one.
+        parallel: attention and MLP of a block read the same residual.
     """
 
-    nodes: tuple[str, ...]
-    destinations: tuple[str, ...]
-    writings: tuple[Writing, ...]
-    readings: tuple[Reading, ...]
-    feeds: tuple[tuple[int, ...], ...]
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    n_encoder_layers: int = 0
+    parallel: bool = False
 
     @classmethod
-    def of(cls, parts: Parts) -> Graph:
-        """The graph of a causal language model or of an encoder-decoder.
+    def of(cls, parts: Parts) -> Shape:
+        """The shape of a causal language model or of an encoder-decoder.
 
         Raises:
             MeasureError: the model is none of these, or its norms take sums (OPT-350m), so that the residual is no sum
@@ -101,7 +102,70 @@ class Graph:
                 f"circuits are for language models whose residual is a sum of what was written, and"
                 f" {type(parts.model).__name__} ({parts.family.name}) is none; compare it by patching its sites instead"
             )
-        return _Builder(parts).graph()
+        layers = parts.n_encoder_layers if parts.family.encoder is not None else 0
+        return cls(parts.n_layers, parts.n_heads, parts.n_kv_heads, layers, parts.layout().resid_mid is None)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Nodes, destinations and edges of models of one shape.
+
+    Attributes:
+        shape: the numbers of layers and heads that decide them.
+    """
+
+    shape: Shape
+
+    @classmethod
+    def of(cls, parts: Parts) -> Graph:
+        """The graph of a causal language model or of an encoder-decoder.
+
+        Raises:
+            MeasureError: see `Shape.of`.
+        """
+        return cls(Shape.of(parts))
+
+    @classmethod
+    def from_dataset(cls, data: xr.Dataset) -> Graph:
+        """The graph that `described` put into a dataset."""
+        return cls(Shape(**json.loads(data.attrs["graph"])))
+
+    def described(self, data: xr.Dataset) -> xr.Dataset:
+        """A dataset with the graph in its attributes and, where it has the dim edge, names of every edge's ends."""
+        data = data.assign_attrs(graph=json.dumps(asdict(self.shape)))
+        if "edge" not in data.dims:
+            return data
+        sources, destinations = self.labels
+        return data.assign_coords(source=("edge", strings(sources)), destination=("edge", strings(destinations)))
+
+    @cached_property
+    def _parts(self) -> _Builder:
+        return _Builder(self.shape)
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """Names of what writes: `input`, `L3H1`, `L3.mlp`; of a T5 also `encoder.input`, `cross.L0H1`."""
+        return self._parts.nodes
+
+    @property
+    def destinations(self) -> tuple[str, ...]:
+        """Names of what reads: `L3H1.q`, `L3H1.k` (`L3H0-2.k` where heads 0 to 2 share it), `L3.mlp`, `logits`."""
+        return self._parts.destinations
+
+    @property
+    def writings(self) -> tuple[Writing, ...]:
+        """Nodes by place, in the order of `nodes`."""
+        return self._parts.writings
+
+    @property
+    def readings(self) -> tuple[Reading, ...]:
+        """Destinations by place, in the order of `destinations`."""
+        return self._parts.readings
+
+    @property
+    def feeds(self) -> tuple[tuple[int, ...], ...]:
+        """For each destination the nodes whose output it decides; none for the logits."""
+        return self._parts.feeds
 
     @cached_property
     def edges(self) -> np.ndarray:
@@ -126,34 +190,33 @@ class Graph:
 
     def mask(self, edges: Sequence[int] | np.ndarray) -> np.ndarray:
         """Edges by their index as a table of truths, [node, destination]."""
-        found = np.zeros((len(self.nodes), len(self.destinations)), dtype=bool)
-        chosen = self.edges[np.asarray(edges, dtype=int)]
-        found[chosen[:, 0], chosen[:, 1]] = True
-        return found
+        table = np.zeros((len(self.nodes), len(self.destinations)), dtype=bool)
+        ends = self.edges[np.asarray(edges, dtype=int)]
+        table[ends[:, 0], ends[:, 1]] = True
+        return table
 
     def connected(self, edges: Sequence[int] | np.ndarray) -> np.ndarray:
         """Those of `edges` that lie on a path from an input to the logits: the others carry nothing (index, sorted)."""
-        chosen = np.sort(np.asarray(edges, dtype=int))
-        by_destination: dict[int, list[int]] = {}
-        for edge in chosen:
-            by_destination.setdefault(int(self.edges[edge, 1]), []).append(int(edge))
+        into: dict[int, list[int]] = {}
+        for edge in np.sort(np.asarray(edges, dtype=int)).tolist():
+            into.setdefault(int(self.edges[edge, 1]), []).append(edge)
         order = [d for reading in self.readings for d in reading.destinations]
-        reached = {node for each in self.writings if each.kind == "input" for node in each.nodes}
+        reached = {node for writing in self.writings if writing.kind == "input" for node in writing.nodes}
         live: set[int] = set()
         for destination in order:  # in the order of the pass, so that what a node reads is settled before it writes
-            found = [e for e in by_destination.get(destination, ()) if int(self.edges[e, 0]) in reached]
-            live.update(found)
-            if found:
+            arriving = [e for e in into.get(destination, ()) if int(self.edges[e, 0]) in reached]
+            live.update(arriving)
+            if arriving:
                 reached.update(self.feeds[destination])
         needed: set[int] = set()
-        kept: list[int] = []
+        on_path: list[int] = []
         for destination in reversed(order):
             if self.feeds[destination] and not needed.intersection(self.feeds[destination]):
                 continue
-            found = [e for e in by_destination.get(destination, ()) if e in live]
-            kept += found
-            needed.update(int(self.edges[e, 0]) for e in found)
-        return np.array(sorted(kept), dtype=int)
+            arriving = [e for e in into.get(destination, ()) if e in live]
+            on_path += arriving
+            needed.update(int(self.edges[e, 0]) for e in arriving)
+        return np.array(sorted(on_path), dtype=int)
 
     def members(self, edges: Sequence[int] | np.ndarray) -> np.ndarray:
         """Nodes on a path from an input to the logits over `edges` (index, sorted)."""
@@ -171,7 +234,7 @@ class Graph:
 
     def same_as(self, other: Graph) -> bool:
         """Whether two models have the same nodes and edges."""
-        return self.nodes == other.nodes and self.destinations == other.destinations
+        return self.shape == other.shape
 
 
 def span(indices: range) -> slice:
@@ -182,37 +245,34 @@ def span(indices: range) -> slice:
 class _Builder:
     """Walks through a model in the order of its pass."""
 
-    def __init__(self, parts: Parts) -> None:
-        self.parts = parts
-        self.nodes: list[str] = []
-        self.destinations: list[str] = []
-        self.writings: list[Writing] = []
-        self.readings: list[Reading] = []
-        self.feeds: list[tuple[int, ...]] = []
+    def __init__(self, shape: Shape) -> None:
+        self.shape = shape
+        self.nodes: tuple[str, ...] = ()
+        self.destinations: tuple[str, ...] = ()
+        self.writings: tuple[Writing, ...] = ()
+        self.readings: tuple[Reading, ...] = ()
+        self.feeds: tuple[tuple[int, ...], ...] = ()
         self.begin = 0  # first node of the stream that is being walked
+        self._walk()
 
-    def graph(self) -> Graph:
-        parts, last = self.parts, self.parts.n_layers - 1
+    def _walk(self) -> None:
+        shape, last = self.shape, self.shape.n_layers - 1
         encoded = range(0)
-        if parts.family.encoder is not None:
+        if shape.n_encoder_layers:
             self._write("input", 0, "encoder", ["encoder.input"])
-            for layer in range(parts.n_encoder_layers):
+            for layer in range(shape.n_encoder_layers):
                 self._attention(layer, "encoder")
                 self._mlp(layer, "encoder", len(self.nodes))
             encoded = self._stream()
         self.begin = len(self.nodes)
         self._write("input", 0, None, ["input"])
-        for layer in range(parts.n_layers):
+        for layer in range(shape.n_layers):
             before = len(self.nodes)
             self._attention(layer, None)
-            if parts.family.encoder is not None:
+            if shape.n_encoder_layers:
                 self._attention(layer, "cross", encoded)
-            parallel = parts.layout().resid_mid is None
-            self._mlp(layer, None, before if parallel else len(self.nodes))
+            self._mlp(layer, None, before if shape.parallel else len(self.nodes))
         self._read("logits", last, None, ["logits"], [()], self._stream(), Site("resid_post", last))
-        return Graph(
-            tuple(self.nodes), tuple(self.destinations), tuple(self.writings), tuple(self.readings), tuple(self.feeds)
-        )
 
     def _stream(self, stop: int | None = None) -> range:
         return range(self.begin, len(self.nodes) if stop is None else stop)
@@ -221,8 +281,8 @@ class _Builder:
         self, kind: Literal["input", "heads", "mlp"], layer: int, stack: StackName | None, names: list[str]
     ) -> None:
         start = len(self.nodes)
-        self.nodes += names
-        self.writings.append(Writing(kind, layer, stack, range(start, start + len(names))))
+        self.nodes += tuple(names)
+        self.writings += (Writing(kind, layer, stack, range(start, start + len(names))),)
 
     def _read(
         self,
@@ -235,34 +295,30 @@ class _Builder:
         site: Site,
     ) -> None:
         start = len(self.destinations)
-        self.destinations += names
-        self.feeds += feeds
-        self.readings.append(Reading(part, layer, stack, range(start, start + len(names)), sources, site))
+        self.destinations += tuple(names)
+        self.feeds += tuple(feeds)
+        self.readings += (Reading(part, layer, stack, range(start, start + len(names)), sources, site),)
 
     def _attention(self, layer: int, stack: StackName | None, encoded: range | None = None) -> None:
-        parts = self.parts
+        n_heads, n_groups = self.shape.n_heads, self.shape.n_kv_heads
         here = f"{stack}.L{layer}" if stack else f"L{layer}"
-        heads = [f"{here}H{head}" for head in range(parts.n_heads)]
-        first, shared = len(self.nodes), parts.n_heads // parts.n_kv_heads
-        own: list[tuple[int, ...]] = [(first + head,) for head in range(parts.n_heads)]
-        groups = [tuple(range(first + i * shared, first + (i + 1) * shared)) for i in range(parts.n_kv_heads)]
-        spans = [
-            heads[i] if shared == 1 else f"{heads[i * shared]}-{(i + 1) * shared - 1}" for i in range(parts.n_kv_heads)
-        ]
+        heads = [f"{here}H{head}" for head in range(n_heads)]
+        first, shared = len(self.nodes), n_heads // n_groups
+        single: list[tuple[int, ...]] = [(first + head,) for head in range(n_heads)]
+        groups = [tuple(range(first + i * shared, first + (i + 1) * shared)) for i in range(n_groups)]
+        spans = [heads[i] if shared == 1 else f"{heads[i * shared]}-{(i + 1) * shared - 1}" for i in range(n_groups)]
         site = Site("resid_mid", layer) if stack == "cross" else Site("resid_pre", layer, stack)
-        far = (
-            (encoded, Site("resid_post", parts.n_encoder_layers - 1, "encoder")) if encoded else (self._stream(), site)
-        )
-        self._read("q", layer, stack, [f"{name}.q" for name in heads], own, self._stream(), site)
+        last = Site("resid_post", self.shape.n_encoder_layers - 1, "encoder")
+        far = (encoded, last) if encoded else (self._stream(), site)
+        self._read("q", layer, stack, [f"{name}.q" for name in heads], single, self._stream(), site)
         self._read("k", layer, stack, [f"{name}.k" for name in spans], groups, *far)
         self._read("v", layer, stack, [f"{name}.v" for name in spans], groups, *far)
         self._write("heads", layer, stack, heads)
 
     def _mlp(self, layer: int, stack: StackName | None, stop: int) -> None:
-        parts = self.parts
-        if parts.layout(stack).resid_mid is None:
-            site = Site("resid_pre", layer, stack)
-        elif stack is None and parts.family.encoder is not None:
+        if self.shape.parallel and stack is None:
+            site = Site("resid_pre", layer)
+        elif stack is None and self.shape.n_encoder_layers:
             site = Site("resid_mid", layer, "cross")
         else:
             site = Site("resid_mid", layer, stack)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,9 +12,9 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.columns import frame_text
+from interp.circuits.passes import LOADING
 from interp.divergences import js_divergence
-from interp.errors import MeasureError
+from interp.errors import MeasureError, renamed
 from interp.hooks import Site, patch
 from interp.measures.arrays import MODELS, TokenTexts, mean_over, prompt_columns, strings, variable
 from interp.metrics import Metric, check_whole
@@ -23,7 +22,9 @@ from interp.models import Policy
 from interp.models.running import run
 from interp.models.source import Source
 from interp.patching import Runs, open_runs, patch_runs
+from interp.progress import Progress, no_progress
 from interp.prompts import Batch, Prompts, make_batch
+from interp.result import Result
 
 PARTS = ("q", "k", "v", "z", "result")
 """What is taken from tuned, one at a time: queries, keys, values, all three at once, and the output weights too."""
@@ -35,41 +36,50 @@ LENGTH, SEQUENCES = 20, 8
 Head = tuple[int, int]
 
 
-@dataclass(frozen=True)
-class HeadChanges:
-    """What changed in some heads (see `head_changes`); dims prompt, changed_head, part, score, model, rank.
+class HeadChanges(Result):
+    """What changed in some heads (see `head_changes`); dims prompt, changed_head, part, score, model, rank."""
 
-    Attributes:
-        dataset: all arrays.
-    """
+    kind = "head_changes"
+    title = "Changes of heads"
 
-    dataset: xr.Dataset
+    def headline(self) -> str:
+        """Which head's pattern changed most."""
+        data = self.dataset
+        moved = data["pattern_js"].mean("prompt").values
+        most = int(np.argmax(moved))
+        return (
+            f"What changed in {data.sizes['changed_head']} heads; the pattern of {data['label'].values[most]} changed"
+            f" most, by a JS divergence of {moved[most]:.3g} nats"
+        )
+
+    def notes(self) -> list[str]:
+        """What the columns are."""
+        return [
+            "js_by_q, js_by_k: share of the pattern's change that tuned's queries or keys bring; q to result: recovery"
+            f" of {self.dataset.attrs['metric']} by tuned's part of the head, result with tuned's output weights"
+        ]
 
     def summary(self) -> pd.DataFrame:
         """One row a head: how far its pattern moved, which part moved it, what it does for the metric, its scores."""
         data = self.dataset
-        frame = pd.DataFrame({"head": data["label"].values, "pattern_js": data["pattern_js"].mean("prompt").values})
+        columns: dict[str, Any] = {"head": data["label"].values, "pattern_js": data["pattern_js"].mean("prompt").values}
         for part in ("q", "k"):
-            frame[f"pattern by {part}"] = data["pattern_recovery"].sel(part=part).values
+            columns[f"js_by_{part}"] = data["pattern_recovery"].sel(part=part).values
         for part in PARTS:
-            frame[f"{part} recovers"] = data["recovery"].sel(part=part).values
+            columns[part] = data["recovery"].sel(part=part).values
+        attended = data["attended"].sel(model="tuned").values[:, :3]
+        columns["attends_to"] = [" ".join(map(repr, map(str, row))) for row in attended]
+        for part in PARTS:
+            for end in ("low", "high"):
+                columns[f"{part}_{end}"] = data[f"recovery_{end}"].sel(part=part).values
         for score in SCORES:
-            both = data["head_score"].sel(score=score)
-            frame[score] = [f"{a:.2f} to {b:.2f}" for a, b in both.values]
-        frame["attends to"] = [" ".join(map(repr, row)) for row in data["attended"].sel(model="tuned").values[:, :3]]
-        return frame
-
-    def __repr__(self) -> str:
-        data = self.dataset
-        about = (
-            f"{data.sizes['changed_head']} heads; js by q, k: the pattern's change that tuned's queries or keys bring;"
-            f" q to result: recovery of {data.attrs['metric']} by tuned's part of the head"
-        )
-        frame = self.summary().drop(columns=list(SCORES))
-        frame.columns = [str(name).replace("pattern by", "js by").removesuffix(" recovers") for name in frame.columns]
-        return "\n".join([about, frame_text(frame)])
+            for model in MODELS:
+                name = f"{score.replace(' ', '_')}_in_{model}"
+                columns[name] = data["head_score"].sel(score=score, model=model).values
+        return pd.DataFrame(columns)
 
 
+@renamed(**LOADING)
 def head_changes(
     base: Source | Policy,
     tuned: Source | Policy,
@@ -80,7 +90,7 @@ def head_changes(
     metric: Metric | None = None,
     batch_size: int = 16,
     seed: int = 0,
-    **options: Any,
+    progress: Progress | None = None,
 ) -> HeadChanges:
     """Say of each changed head what changed in it, and what it attends to now.
 
@@ -99,7 +109,7 @@ def head_changes(
       (Olsson et al. 2022, "In-context Learning and Induction Heads").
 
     Args:
-        base: hub id, folder, loaded module or `Policy`.
+        base: id, folder, module or `Policy`.
         tuned: the same, of the same shape; a causal model, as base.
         prompts: a `Prompts`, or a list of texts.
         heads: (layer, head) of each; None: the `count` whose pattern changed most on these prompts.
@@ -107,7 +117,7 @@ def head_changes(
         metric: see `activation_patching`.
         batch_size: prompts a pass.
         seed: of the random tokens and of the resampling.
-        options: of `Policy.load`.
+        progress: called with what is done, steps done and steps in all.
 
     Raises:
         MeasureError: a model is an encoder-decoder, computes its pattern where none can see q and k, or has no such
@@ -115,42 +125,49 @@ def head_changes(
     """
     check_whole(count=count, batch_size=batch_size)
     check_whole(0, seed=seed)
-    runs = open_runs(base, tuned, prompts, **options)
+    runs, tell = open_runs(base, tuned, prompts), progress or no_progress
     parts = runs.recipient.parts
     if parts.family.encoder is not None:
         raise MeasureError("heads are followed in causal models; of a T5 patch q, k, v and z by activation_patching")
     divergence = _pattern_js(runs, batch_size)
     chosen = _chosen(divergence, heads, count)
-    own = np.stack([divergence[:, layer, head] for layer, head in chosen], axis=1)
+    moved = np.stack([divergence[:, layer, head] for layer, head in chosen], axis=1)
+    tell("following heads: patterns", 1, 4)
     groups = [head // (parts.n_heads // parts.n_kv_heads) for _, head in chosen]
+    share = _pattern_recovery(runs, chosen, groups, moved, batch_size)
+    tell("following heads: queries and keys", 2, 4)
     sites = [
         {(part, layer): [group if part in ("k", "v") else head]}
         for (layer, head), group in zip(chosen, groups, strict=True)
         for part in PARTS
     ]
-    patched = patch_runs(runs, sites=sites, metric=metric, batch_size=batch_size, random_sets=0, seed=seed)
-    shape = len(chosen), len(PARTS)
-    names, shares = _attended(runs, chosen, batch_size)
+    patched = patch_runs(runs, sites=sites, metric=metric, batch_size=batch_size, draws=0, seed=seed)
+    tell("following heads: parts", 3, 4)
+    attended = _attended(runs, chosen, batch_size)
+    scores = np.stack([_scores(policy, chosen, seed) for policy in runs.policies], axis=2)
+    tell("following heads: what they attend to", 4, 4)
+    return HeadChanges(_dataset(chosen, moved, share, patched.dataset, attended, scores))
+
+
+def _dataset(
+    heads: Sequence[Head],
+    moved: np.ndarray,
+    share: np.ndarray,
+    patched: xr.Dataset,
+    attended: tuple[np.ndarray, np.ndarray],
+    scores: np.ndarray,
+) -> xr.Dataset:
+    """The arrays of `head_changes`, of which `patched` holds a site for every part of every head."""
+    shape = len(heads), len(PARTS)
+    effect = patched["effect"].values.reshape(-1, *shape)
     variables = {
-        "pattern_js": variable("prompt changed_head", own, "JS of the two patterns, mean over queries", "nats"),
-        "pattern_recovery": variable(
-            "changed_head part",
-            _pattern_recovery(runs, chosen, groups, own, batch_size),
-            "share of the pattern's change",
-        ),
-        "effect": variable(
-            "prompt changed_head part",
-            patched["effect"].values.reshape(-1, *shape),
-            "patched minus base",
-            patched.dataset.attrs["units"],
-        ),
-        "attended": variable("changed_head model rank", names, "tokens attended to from the last prompt token"),
-        "attended_share": variable("changed_head model rank", shares, "their share of its attention", "share"),
+        "pattern_js": variable("prompt changed_head", moved, "JS of the two patterns, mean over queries", "nats"),
+        "pattern_recovery": variable("changed_head part", share, "share of the pattern's change"),
+        "effect": variable("prompt changed_head part", effect, "patched minus base", patched.attrs["units"]),
+        "attended": variable("changed_head model rank", attended[0], "tokens attended to from the last prompt token"),
+        "attended_share": variable("changed_head model rank", attended[1], "their share of its attention", "share"),
         "head_score": variable(
-            "changed_head score model",
-            np.stack([_scores(policy, chosen, seed) for policy in runs.policies], axis=2),
-            "mean attention on repeated random tokens",
-            "probability",
+            "changed_head score model", scores, "mean attention on repeated random tokens", "probability"
         ),
     }
     for name in ("recovery", "recovery_low", "recovery_high"):
@@ -160,13 +177,13 @@ def head_changes(
         "part": list(PARTS),
         "score": list(SCORES),
         "model": list(MODELS),
-        "layer": ("changed_head", [layer for layer, _ in chosen]),
-        "head": ("changed_head", [head for _, head in chosen]),
-        "label": ("changed_head", strings([f"L{layer}H{head}" for layer, head in chosen])),
+        "layer": ("changed_head", [layer for layer, _ in heads]),
+        "head": ("changed_head", [head for _, head in heads]),
+        "label": ("changed_head", strings([f"L{layer}H{head}" for layer, head in heads])),
     }
+    names = ("metric", "units", "recipient", "source", "seed")
     data = xr.Dataset(variables, coords=coords)
-    kept = {name: patched.dataset.attrs[name] for name in ("metric", "units", "recipient", "source", "seed")}
-    return HeadChanges(data.assign_attrs(kept))
+    return data.assign_attrs({name: patched.attrs[name] for name in names})
 
 
 def _chosen(divergence: np.ndarray, heads: Sequence[Head] | None, count: int) -> list[Head]:
@@ -193,13 +210,13 @@ def _pattern_js(runs: Runs, batch_size: int) -> np.ndarray:
     for batch, _ in runs.batches(batch_size):
         mine, theirs = _both(runs, batch, sites)
         inside = prompt_columns(batch)
-        each = [mean_over(inside, js_divergence(mine[s].float(), theirs[s].float().to(mine[s].device))) for s in sites]
-        blocks.append(torch.stack(each, dim=1).cpu().numpy())
+        pairs = [(mine[site].float(), theirs[site].float().to(mine[site].device)) for site in sites]
+        blocks.append(torch.stack([mean_over(inside, js_divergence(*both)) for both in pairs], dim=1).cpu().numpy())
     return np.concatenate(blocks)
 
 
 def _pattern_recovery(
-    runs: Runs, heads: Sequence[Head], groups: Sequence[int], own: np.ndarray, batch_size: int
+    runs: Runs, heads: Sequence[Head], groups: Sequence[int], moved: np.ndarray, batch_size: int
 ) -> np.ndarray:
     """The share of the pattern's change that tuned's queries, or keys, bring by themselves: [head, part]."""
     parts = runs.recipient.parts
@@ -213,10 +230,10 @@ def _pattern_recovery(
                 with patch(parts, {site: _with_unit(theirs[site], unit)}):
                     pattern = run(parts, batch, [sites[2]], eager=True)[1][sites[2]][:, [head]].float()
                 left[index, place] += float(mean_over(prompt_columns(batch), js_divergence(pattern, target)).sum())
-    total = own.sum(0)
+    total = moved.sum(0)
     share = np.full(left.shape, np.nan)
-    moved = total > 0
-    share[moved, :2] = 1 - left[moved, :2] / total[moved, None]
+    rows = total > 0
+    share[rows, :2] = 1 - left[rows, :2] / total[rows, None]
     return share
 
 

@@ -1,23 +1,36 @@
-"""Passes through a model by the graph: what every node wrote, and a pass in which every edge is chosen."""
+"""Passes through a model by the graph, clean, corrupted and by edges, and the metric by which a pass is judged."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from interp.circuits.graph import Graph, Reading, Writing, reader, reading_norm, span
+from interp.errors import PromptError
 from interp.families import Parts
 from interp.hooks import Site, capture, patch
+from interp.metrics import Metric, metric_of_logits
+from interp.models import Policy
 from interp.models.running import forward_inputs
-from interp.prompts import Batch
+from interp.prompts import Batch, Prompts, TokenizedPrompts
 from interp.sampling import evaluating
+
+METRICS = ("logit_diff", "kl")
+"""What a circuit can be for, besides a function of logits and rows; `kl` is KL(clean run ‖ this run)."""
+
+LOADING = dict.fromkeys(
+    ("dtype", "device", "device_map", "tokenizer", "trust_remote_code", "revision", "check"),
+    "load the model first, model = interp.load(...), and pass that",
+)
+"""What says where the options of loading, which these functions once took, have gone (see `renamed`)."""
 
 
 @dataclass(frozen=True)
@@ -171,3 +184,58 @@ def _constant(parts: Parts, reading: Reading) -> Tensor:
     with torch.no_grad():
         nothing = module(weight.new_zeros(1, 1, parts.d_model))
     return parts.of_projection(nothing, reading.part, reading.stack)[0, 0]
+
+
+def judged(
+    metric: Metric,
+    logits: Float[Tensor, "batch vocab"],
+    clean: Float[Tensor, "batch vocab"],
+    batch: Batch,
+    rows: Int[Tensor, " batch"],
+) -> Float[Tensor, " batch"]:
+    """The metric of a batch (see `metric_of_logits`).
+
+    Args:
+        metric: as `resolve_metric` gives it.
+        logits: of the run that is judged.
+        clean: of the clean run.
+        batch: the clean prompts.
+        rows: indices of the prompts.
+
+    Raises:
+        MeasureError: a function gave something else than one number a row, or none with a gradient where one is wanted.
+    """
+    source = clean.log_softmax(-1) if metric == "kl" else None
+    return metric_of_logits(metric, logits, rows, answers=batch.answer_ids, source=source)
+
+
+def clean_and_corrupt(policy: Policy, pairs: Prompts) -> tuple[TokenizedPrompts, TokenizedPrompts]:
+    """Token ids of clean and corrupted prompts; continuations are left out, as everything is read before them.
+
+    Raises:
+        PromptError: there are no corrupted prompts, or one is the same as its prompt.
+    """
+    corrupted = replace(pairs.corrupt, continuations=None)  # an error now if there are none
+    tokens = replace(pairs, continuations=None).tokenize(policy.tokenizer, decoder_start=policy.decoder_start)
+    assert tokens.corrupt is not None and len(corrupted) == len(tokens)
+    ours, theirs = (each.encoder_ids or each.prompt_ids for each in (tokens, tokens.corrupt))
+    for index, (clean, other) in enumerate(zip(ours, theirs, strict=True)):
+        if clean == other:
+            raise PromptError(
+                f"prompt {index} and its corrupted counterpart are the same tokens ({tokens.texts[index][:60]!r});"
+                " change what the answer depends on"
+            )
+    return tokens, tokens.corrupt
+
+
+def take(tokens: TokenizedPrompts, rows: np.ndarray) -> TokenizedPrompts:
+    """Some of the prompts, for batches: ids and answers alone."""
+    chosen = rows.tolist()
+    encoder = None if tokens.encoder_ids is None else tuple(tokens.encoder_ids[row] for row in chosen)
+    answers = None if tokens.answer_ids is None else tokens.answer_ids[chosen]
+    return TokenizedPrompts(tuple(tokens.prompt_ids[row] for row in chosen), None, answers, encoder)
+
+
+def row_indices(start: int, batch: Batch) -> Int[Tensor, " batch"]:
+    """Indices of a batch's prompts, whose first is `start`."""
+    return torch.arange(start, start + len(batch.input_ids), device=batch.input_ids.device)

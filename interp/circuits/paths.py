@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,9 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from interp.circuits.graph import Graph, Reading, reader, reading_norm
-from interp.circuits.passes import Pass, plain_pass
-from interp.columns import frame_text
-from interp.errors import MeasureError
+from interp.circuits.passes import LOADING, Pass, plain_pass
+from interp.errors import MeasureError, renamed
 from interp.families import Parts
 from interp.hooks import Site
 from interp.measures.arrays import as_variable, strings
@@ -29,29 +28,39 @@ from interp.models.running import inference
 from interp.models.source import Source
 from interp.patching import Runs, open_runs
 from interp.patching.recording import run_to_the_last_residual
+from interp.progress import Progress, no_progress
 from interp.prompts import Batch, Prompts
+from interp.result import Result
 from interp.stats import interval, max_t
 
 ROWS = 256
 
 
-@dataclass(frozen=True)
-class PathPatching:
+class PathPatching(Result):
     """The effect of every path from a sender to a receiver.
 
-    `dataset` has the dims `prompt`, `component` (senders: `L3H1`, `L3.mlp`, `input`) and `site` (receivers: `L5H0.q`,
+    The dataset has the dims `prompt`, `component` (senders: `L3H1`, `L3.mlp`, `input`) and `site` (receivers: `L5H0.q`,
     `L5.mlp`, `logits`): `effect` (patched minus recipient; NaN where the sender does not come before the receiver),
     `recovery` with `recovery_low` and `recovery_high`, `p` (sign-flip max-T over all paths), and `recipient` and
     `source` [prompt].
-
-    Attributes:
-        dataset: all arrays.
     """
 
-    dataset: xr.Dataset
+    kind = "path_patching"
+    title = "Path patching"
 
-    def __getitem__(self, name: str) -> xr.DataArray:
-        return self.dataset[name]
+    def headline(self) -> str:
+        """The path with the largest effect."""
+        data, paths = self.dataset, self.summary()
+        units = f" {data.attrs['units']}" if data.attrs["units"] else ""
+        head = f"{data.attrs['metric']} by path, mean of {data.sizes['prompt']} prompts, over {len(paths)} paths"
+        if not len(paths):
+            return head
+        first = paths.iloc[0]
+        return f"{head}; the largest effect is {first['effect']:+.3g}{units}, {first['component']} to {first['site']}"
+
+    def notes(self) -> list[str]:
+        """What the columns are."""
+        return ["effect: patched minus recipient; recovery: share of the source's difference; p: sign flips, max-T"]
 
     def summary(self) -> pd.DataFrame:
         """One row a path, the largest effects first."""
@@ -62,12 +71,8 @@ class PathPatching:
         order = np.argsort(-frame["effect"].abs().to_numpy(), kind="stable")
         return frame[names].iloc[order].reset_index(drop=True)
 
-    def __repr__(self) -> str:
-        data = self.dataset
-        head = f"{data.attrs['metric']} by path, mean of {data.sizes['prompt']} prompts"
-        return "\n".join([head, frame_text(self.summary().head(12))])
 
-
+@renamed(**LOADING)
 def path_patching(
     recipient: Source | Policy,
     source: Source | Policy,
@@ -79,8 +84,7 @@ def path_patching(
     recipient_reads: str | None = None,
     batch_size: int = 16,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
-    **options: Any,
+    progress: Progress | None = None,
 ) -> PathPatching:
     """Change what one sender writes as one receiver reads it, and nothing else that the receiver reads.
 
@@ -102,38 +106,34 @@ def path_patching(
         batch_size: prompts a pass.
         seed: of the resampling.
         progress: called with receivers done and receivers in all, batch by batch.
-        options: of `Policy.load`.
 
     Raises:
         MeasureError: there is no such sender or receiver, or the model's residual is no sum of what was written.
         PromptError: the prompts do not fit.
         LoadError: a model cannot be loaded.
     """
-    runs = open_runs(recipient, source, prompts, recipient_reads=recipient_reads, **options)
-    chosen = resolve_metric(metric, runs.prompts)
+    runs, tell = open_runs(recipient, source, prompts, recipient_reads=recipient_reads), progress or no_progress
+    judged_by = resolve_metric(metric, runs.prompts)
     graph = Graph.of(runs.recipient.parts)
     to = _indices(receivers, graph.destinations, "receiver")
     of = _indices(graph.nodes if senders is None else senders, graph.nodes, "sender")
-    tables, mine, other = [], [], []
+    tables: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     batches = runs.batches(batch_size)
     for number, (batch, theirs) in enumerate(batches):
-        job = _Job.of(runs, graph, batch, theirs, chosen, number * batch_size)
+        job = _Job.of(runs, graph, batch, theirs, judged_by, number * batch_size)
         table = np.full((len(batch.input_ids), len(of), len(to)), np.nan)
         for column, destination in enumerate(to):
-            place = next(each for each in graph.readings if destination in each.destinations)
+            place = next(reading for reading in graph.readings if destination in reading.destinations)
             rows = [row for row, node in enumerate(of) if node in place.sources]
             step = max(1, ROWS // len(batch.input_ids))
             for start in range(0, len(rows), step):
                 part = rows[start : start + step]
                 table[:, part, column] = job.patched(place, destination, [of[row] for row in part])
-            if progress is not None:
-                progress(number * len(to) + column + 1, len(batches) * len(to))
-        tables.append(table)
-        mine.append(job.mine)
-        other.append(job.other)
-    found = (np.concatenate(each) for each in (tables, mine, other))
+            tell("patching paths", number * len(to) + column + 1, len(batches) * len(to))
+        tables.append((table, job.mine, job.other))
+    columns = [np.concatenate(column) for column in zip(*tables, strict=True)]
     names = [graph.nodes[node] for node in of], [graph.destinations[destination] for destination in to]
-    return _result(runs, *names, *found, metric=chosen, seed=seed)
+    return _result(runs, *names, *columns, metric=judged_by, seed=seed)
 
 
 def _indices(names: Sequence[str], known: Sequence[str], what: str) -> list[int]:

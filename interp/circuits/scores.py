@@ -4,52 +4,66 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 import torch
 import xarray as xr
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from interp.circuits.graph import Graph, Reading, reader, reading_norm
-from interp.circuits.metrics import Judge, Metric, clean_and_corrupt, judge, row_indices
-from interp.circuits.passes import last_logits, plain_pass, projection_weight
-from interp.errors import MeasureError
+from interp.circuits.passes import (
+    LOADING,
+    METRICS,
+    clean_and_corrupt,
+    judged,
+    last_logits,
+    plain_pass,
+    projection_weight,
+    row_indices,
+)
+from interp.errors import MeasureError, renamed
 from interp.families import Parts
 from interp.hooks import Site, capture, patch
 from interp.measures.arrays import dataset, strings, variable
-from interp.models import Policy, Source
+from interp.metrics import Metric, metric_label, metric_units, resolve_metric
+from interp.models import Policy, Source, as_policy
+from interp.progress import Progress, no_progress
 from interp.prompts import Batch, Prompts
+from interp.result import Result
 
 Method = Literal["eap", "eap-ig"]
 KEPT = 2**26
 """Most scores that are kept by prompt (256 MiB); beyond, prompts are pooled by batch."""
 
 
-@dataclass(frozen=True)
-class EdgeScores:
+class EdgeScores(Result):
     """A score for every edge of a model, by prompt.
 
-    Attributes:
-        dataset: `score` [prompt, edge] in the metric's units, with the names of each edge's node (`source`) and
-            `destination`; `clean` and `corrupted`, the metric of both runs by prompt; `prompts`, how many prompts a row
-            is the mean of (1 unless they were pooled by batch); `group`.
-        graph: the graph whose edges these are.
+    The dataset holds `score` [prompt, edge] in the metric's units, with the names of each edge's node (`source`) and
+    `destination`; `clean` and `corrupted`, the metric of both runs by prompt; `prompts`, how many prompts a row is the
+    mean of (1 unless they were pooled by batch); `group`.
     """
 
-    dataset: xr.Dataset
-    graph: Graph
+    kind = "edge_scores"
+    title = "Edge scores"
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The graph whose edges these are."""
+        return Graph.from_dataset(self.dataset)
 
     @property
     def values(self) -> Float[np.ndarray, "prompt edge"]:
         """The scores."""
-        found: np.ndarray = self.dataset["score"].values
-        return found
+        return np.asarray(self.dataset["score"].values)
 
-    @property
+    @cached_property
     def mean(self) -> Float[np.ndarray, " edge"]:
         """Mean over prompts, float64."""
         return mean_of(self.values, self.weights)
@@ -62,33 +76,47 @@ class EdgeScores:
     @property
     def groups(self) -> np.ndarray:
         """Group of each row: rows of one group are resampled together."""
-        found: np.ndarray = self.dataset["group"].values
-        return found
+        return np.asarray(self.dataset["group"].values)
 
-    def __str__(self) -> str:
-        order = np.argsort(-np.abs(self.mean), kind="stable")[:10]
-        sources, destinations = self.graph.labels
-        units = self.dataset["score"].attrs["units"]
-        lines = [f"{self.graph.size} edges over {int(self.weights.sum())} prompts ({self.dataset.attrs['method']}):"]
-        lines += [f"  {sources[e]} -> {destinations[e]}: {self.mean[e]:+.4g} {units}" for e in order]
-        return "\n".join(lines)
+    @property
+    def units(self) -> str:
+        """Units of the scores."""
+        return str(self.dataset["score"].attrs["units"])
+
+    def about(self) -> dict[str, Any]:
+        """What results that are made of these scores say of them: model, metric and method."""
+        return {name: self.dataset.attrs[name] for name in ("model", "metric", "method") if name in self.dataset.attrs}
+
+    def headline(self) -> str:
+        """How many edges were scored, for what."""
+        attrs = self.dataset.attrs
+        return (
+            f"{self.graph.size} edges scored by {attrs['method']} over {int(self.weights.sum())} prompts: what"
+            f" corrupting an edge does to the {attrs['metric']}{f' ({self.units})' if self.units else ''}"
+        )
+
+    def summary(self) -> pd.DataFrame:
+        """One row an edge, the largest mean scores first."""
+        order, (sources, destinations) = np.argsort(-np.abs(self.mean), kind="stable"), self.graph.labels
+        names = {"source": np.array(sources)[order], "destination": np.array(destinations)[order]}
+        return pd.DataFrame({**names, "score": self.mean[order]})
 
 
 def mean_of(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Weighted mean of rows in float64, without a copy of them all."""
-    found: np.ndarray = np.einsum("p,pe->e", weights / weights.sum(), values, dtype=np.float64)
-    return found
+    return np.asarray(np.einsum("p,pe->e", weights / weights.sum(), values, dtype=np.float64))
 
 
+@renamed(**LOADING)
 def edge_attribution(
     model: Source | Policy,
     pairs: Prompts,
-    metric: Metric = "logit_diff",
+    metric: Metric | None = None,
     *,
     method: Method = "eap-ig",
     steps: int = 5,
     batch_size: int = 16,
-    **load: Any,
+    progress: Progress | None = None,
 ) -> EdgeScores:
     """Score every edge of a model at once, by gradients.
 
@@ -108,22 +136,24 @@ def edge_attribution(
     does not grow with the number of prompts beyond the scores themselves.
 
     Args:
-        model: what `Policy.load` takes: a causal language model or a T5.
+        model: id, folder, module or `Policy` of a causal language model or a T5.
         pairs: prompts with `corrupted` counterparts.
-        metric: see `Metric`; read at each prompt's last token.
+        metric: "logit_diff", "kl" or a function (see `interp.metrics.Metric`), read at each prompt's last token; None:
+            "logit_diff" where the prompts have answers, else "kl".
         method: "eap-ig" or "eap".
         steps: gradients that "eap-ig" averages.
         batch_size: prompts that run together.
-        load: further arguments of `Policy.load`.
+        progress: called with prompts done and prompts in all.
 
     Raises:
         MeasureError: the model has no such graph, the metric or method is unknown, or "eap" is asked for the KL to the
             clean run, whose derivative there is 0.
         PromptError: there are no corrupted prompts, or one does not fit.
     """
-    policy = Policy.load(model, **load)
-    _check_method(method, steps, metric, batch_size)
-    graph, judged = Graph.of(policy.parts), judge(metric, pairs)
+    policy, tell = as_policy(model), progress or no_progress
+    judged_by = resolve_metric(metric, pairs, names=METRICS)
+    _check_method(method, steps, judged_by, batch_size)
+    graph = Graph.of(policy.parts)
     tokens, corrupt = clean_and_corrupt(policy, pairs)
     pooled = len(tokens) * graph.size > KEPT
     # midpoints of the way from the corrupted inputs to the clean ones
@@ -132,13 +162,19 @@ def edge_attribution(
     start = 0
     both = zip(tokens.batches(batch_size), corrupt.batches(batch_size), strict=True)
     for clean_batch, corrupt_batch in both:
-        found = _batch_scores(policy, graph, judged, clean_batch, corrupt_batch, shares, start)
-        start += len(clean_batch.input_ids)
-        count = torch.ones(len(clean_batch.input_ids))
-        rows.append((*(each.mean(0, keepdim=True) for each in found), count.sum()[None]) if pooled else (*found, count))
-    scores, clean, corrupted, counts = (torch.cat(each) for each in zip(*rows, strict=True))
-    groups = [f"batch {i}" for i in range(len(scores))] if pooled else list(pairs.groups or ())
-    return EdgeScores(_dataset(graph, judged, scores, clean, corrupted, counts, groups, method, steps), graph)
+        tables: tuple[Tensor, ...] = _batch_scores(policy, graph, judged_by, clean_batch, corrupt_batch, shares, start)
+        size = len(clean_batch.input_ids)
+        counts = torch.ones(size)
+        if pooled:
+            tables, counts = tuple(table.mean(0, keepdim=True) for table in tables), counts.sum()[None]
+        rows.append((*tables, counts))
+        start += size
+        tell("scoring edges", start, len(tokens))
+    columns = [torch.cat(column) for column in zip(*rows, strict=True)]
+    groups = [f"batch {i}" for i in range(len(rows))] if pooled else list(pairs.groups or ())
+    data = _dataset(graph, judged_by, columns, groups)
+    about = {"method": method, "steps": steps if method == "eap-ig" else 1}
+    return EdgeScores(data.assign_attrs(about, model=json.dumps(dict(policy.description))))
 
 
 def _check_method(method: str, steps: int, metric: Metric, batch_size: int) -> None:
@@ -153,42 +189,27 @@ def _check_method(method: str, steps: int, metric: Metric, batch_size: int) -> N
         )
 
 
-def _dataset(
-    graph: Graph,
-    judged: Judge,
-    scores: Tensor,
-    clean: Tensor,
-    corrupted: Tensor,
-    counts: Tensor,
-    groups: list[str],
-    method: str,
-    steps: int,
-) -> xr.Dataset:
-    sources, destinations = graph.labels
-    units = judged.units
-    found = dataset(
+def _dataset(graph: Graph, metric: Metric, columns: list[Tensor], groups: list[str]) -> xr.Dataset:
+    scores, clean, corrupted, counts = columns
+    units, label = metric_units(metric), metric_label(metric)
+    data = dataset(
         {
             "score": variable("prompt edge", scores, "change of the metric if the edge is corrupted, estimated", units),
-            "clean": variable("prompt", clean, f"{judged.label} of the clean run", units),
-            "corrupted": variable("prompt", corrupted, f"{judged.label} of the corrupted run", units),
+            "clean": variable("prompt", clean, f"{label} of the clean run", units),
+            "corrupted": variable("prompt", corrupted, f"{label} of the corrupted run", units),
             "prompts": variable("prompt", counts.long(), "prompts that a row is the mean of"),
-            "group": variable("prompt", strings(groups), "prompts of one group are resampled together"),
         }
     )
-    found = found.assign_coords(source=("edge", strings(sources)), destination=("edge", strings(destinations)))
-    inputs = np.array([source.endswith("input") for source in sources])
+    data = graph.described(data).assign_coords(group=("prompt", strings(groups)))
+    inputs = np.array([source.endswith("input") for source in graph.labels[0]])
     total, change = scores.double().numpy()[:, inputs].sum(1), (corrupted - clean).double().numpy()
     size = float(np.abs(change).sum())
-    return found.assign_attrs(
-        method=method,
-        steps=steps if method == "eap-ig" else 1,
-        metric=judged.label,
-        completeness=float(np.abs(total - change).sum() / size) if size else float("nan"),
-    )
+    completeness = float(np.abs(total - change).sum() / size) if size else float("nan")
+    return data.assign_attrs(metric=label, completeness=completeness)
 
 
 def _batch_scores(
-    policy: Policy, graph: Graph, judged: Judge, batch: Batch, corrupt: Batch, shares: list[float], start: int
+    policy: Policy, graph: Graph, metric: Metric, batch: Batch, corrupt: Batch, shares: list[float], start: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Scores [row, edge], and the metric of the clean and of the corrupted run [row]."""
     parts, rows = policy.parts, row_indices(start, batch).to(policy.device)
@@ -196,7 +217,7 @@ def _batch_scores(
     clean_run, corrupt_run = plain_pass(parts, graph, batch), plain_pass(parts, graph, corrupt)
 
     def value(logits: Tensor) -> Tensor:
-        return judged(logits, clean_run.logits, batch, rows)
+        return judged(metric, logits, clean_run.logits, batch, rows)
 
     # By place, so that encoder and decoder may differ in length.
     changes = {each: corrupt_run.written[each] - clean_run.written[each] for each in graph.writings}
@@ -217,9 +238,9 @@ def _batch_scores(
             encoded = reading.site.stack == "encoder"
             first = 0 if encoded else decoder_first
             change = streams[encoded][reading.sources.start - first : reading.sources.stop - first]
-            found = torch.einsum("sbtd,nbtd->bns", change.to(gradient), gradient).flatten(1)
-            scores[:, done : done + found.shape[1]] += found.cpu().float() / len(shares)
-            done += found.shape[1]
+            part = torch.einsum("sbtd,nbtd->bns", change.to(gradient), gradient).flatten(1)
+            scores[:, done : done + part.shape[1]] += part.cpu().float() / len(shares)
+            done += part.shape[1]
     with torch.no_grad():
         values = [value(each.logits).cpu().double() for each in (clean_run, corrupt_run)]
     return scores, values[0], values[1]
@@ -251,16 +272,14 @@ def _gradients(
                 handle = reader(parts, each).register_forward_pre_hook(keep)
             stack.callback(handle.remove)
         metric = value(last_logits(parts, batch)).sum()
-        if not metric.requires_grad:
-            raise MeasureError("the metric has no gradient; compute it from the logits by torch's functions")
-        found = torch.autograd.grad(metric, [outputs[each] for each in graph.readings], allow_unused=True)
-    for each, gradient in zip(graph.readings, found, strict=True):
+        gradients = torch.autograd.grad(metric, [outputs[each] for each in graph.readings], allow_unused=True)
+    for each, gradient in zip(graph.readings, gradients, strict=True):
         gradient = torch.zeros_like(outputs[each]) if gradient is None else gradient
         yield each, _at_inputs(parts, each, gradient, residuals[each.site])
 
 
 def _instead(value: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda found: value.to(found)
+    return lambda before: value.to(before)
 
 
 def _keep_output(outputs: dict[Reading, Tensor], reading: Reading, _: nn.Module, __: Any, output: Tensor) -> None:
@@ -285,5 +304,5 @@ def _at_inputs(parts: Parts, reading: Reading, gradient: Tensor, residual: Tenso
         return normed
     with torch.enable_grad():
         read = residual.detach().expand(len(normed), *residual.shape).requires_grad_()
-        (found,) = torch.autograd.grad(norm(read), read, normed)
-    return found
+        (at_norm,) = torch.autograd.grad(norm(read), read, normed)
+    return at_norm

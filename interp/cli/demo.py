@@ -17,15 +17,15 @@ def demo(
 ) -> None:
     """Compare the small pair that comes with the package: film reviews, tuned by PPO toward negative ones."""
     from interp.cli.show import working, write_and_print
-    from interp.comparing import compare as run
-    from interp.comparison import FILE, OWN
+    from interp.comparison import check_whole
+    from interp.comparison import compare as run
     from interp.io import check_new_folder, read_json
-    from interp.options import check_settings
     from interp.pair import CheckpointPair, pair_folder
     from interp.prompts import Prompts
+    from interp.result.store import FILES, owner
 
-    check_settings(batch_size=1, max_new_tokens=1, seed=seed)
-    check_new_folder(out, owned_by=FILE, own=OWN, overwrite=True)
+    check_whole(seed=seed)
+    check_new_folder(out, owned_by=owner(out), own=FILES, overwrite=True)
     shipped = pair_folder("demo")
     if retrain:
         from interp.cli.train import progress_lines
@@ -40,6 +40,5 @@ def demo(
     data = read_json(shipped / "prompts.json")
     prompts = Prompts(data["texts"], answers=tuple(data["answers"]))
     with working("comparing the embedded pair"):
-        controls = list(pair.controls)
-        result = run(pair.base, pair.tuned, prompts, measures="all", reward=pair, control=controls, seed=seed)
+        result = run(pair, prompts, measures="all", seed=seed)
     write_and_print(result, out, overwrite=True)

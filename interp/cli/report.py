@@ -1,4 +1,4 @@
-"""`interp report`: a saved comparison in, its HTML page out."""
+"""`interp report`: a saved result in, its HTML page out."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import typer
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(help="Folder that interp compare wrote.")],
+    folder: Annotated[Path, typer.Argument(help="Folder that interp compare, or save(), wrote.")],
     to: Annotated[Path | None, typer.Option(help="File to write; default report.html in the folder.")] = None,
 ) -> None:
-    """Write the report of a saved comparison again."""
-    from interp.comparison import Comparison
+    """Write the page of a saved result again."""
+    from interp.result import load_result
 
-    path = Comparison.load(folder).report(to or folder / "report.html")
+    path = load_result(folder).report(to or folder / "report.html")
     print(f"wrote {path}")

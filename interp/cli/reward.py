@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -45,7 +45,8 @@ def reward(
     lines = list(_lines(texts))
     with working("attributing"):
         named = label or _highest(loaded, lines)
-        found = attribute(loaded, lines, method=method, labels=named, baseline=baseline, patched_texts=patched_texts)
+        way: Any = method  # attribute() says which there are
+        found = attribute(loaded, lines, method=way, labels=named, baseline=baseline, patched_texts=patched_texts)
     _show(found)
     if html is not None:
         print(f"wrote {found.report(html)}")
@@ -81,8 +82,8 @@ def _show(found: Attribution) -> None:
             console.print(line)
             console.print(Text("  " + _note(found, row, label), style="dim"))
     if data.attrs["method"] != "leave_one_out" and "patching_effect" in data:
-        for line in found.beside_patching():
-            console.print(Text(line))
+        for sentence in found.beside_patching():
+            console.print(Text(sentence))
 
 
 def _note(found: Attribution, row: int, label: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from interp.comparison import Comparison
+    from interp.result import Result
 
 
 @contextmanager
@@ -48,40 +48,42 @@ def progress_bar(first: str) -> Iterator[Callable[[str, int, int], None]]:
         yield report
 
 
-def print_comparison(cmp: Comparison) -> None:
-    """Print the summary: a table that fits the terminal, or plain columns into a pipe."""
+def print_result(result: Result) -> None:
+    """Print the whole summary: a table that fits the terminal, or plain columns into a pipe."""
+    from interp.result import cells, frame_text
+
+    frame = result.summary()
     if not sys.stdout.isatty():
-        print(cmp)
+        print("\n".join([result.headline(), frame_text(frame, width=0), *result.notes()]))
         return
+    import pandas as pd
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    from interp.text import RIGHT, headline, notes, text_rows
-
-    console = Console()
-    header, *rows = text_rows(cmp.summary())
-    table = Table(title=Text(headline(cmp.dataset)), title_justify="left", show_edge=False, pad_edge=False)
-    for name in header:
-        table.add_column(name, justify="right" if name in RIGHT else "left")
+    console, texts = Console(), cells(frame)
+    words = {str(name) for name in frame.columns if not pd.api.types.is_numeric_dtype(frame[name].dtype)}
+    table = Table(title=Text(result.headline()), title_justify="left", show_edge=False, pad_edge=False)
+    for name in texts.columns:
+        table.add_column(name, justify="left" if name in words else "right")
     previous = None
-    for row in rows:
+    for row in texts.itertuples(index=False):
         if previous is not None and row[0] != previous:
             table.add_section()
         table.add_row(*(Text("" if i == 0 and cell == previous else cell) for i, cell in enumerate(row)))
         previous = row[0]
     console.print(table)
-    for note in notes(cmp.summary(), cmp.dataset):
+    for note in result.notes():
         console.print(Text(note, style="dim"))
 
 
-def write_and_print(cmp: Comparison, out: Path, *, overwrite: bool) -> None:
-    """Write comparison, summary and report into one new folder, all or nothing, and then print the summary."""
-    from interp.comparison import FILE, OWN, REPORT
+def write_and_print(result: Result, out: Path, *, overwrite: bool) -> None:
+    """Write result, summary and report into one new folder, all or nothing, and then print the summary."""
     from interp.io import atomic_folder
+    from interp.result.store import FILE, FILES, REPORT, SUMMARY, owner
 
-    with atomic_folder(out, owned_by=FILE, own=OWN, overwrite=overwrite) as folder:
-        cmp.write_into(folder)
-        cmp.report(folder / REPORT)
-    print_comparison(cmp)
-    print(f"\nwrote {out}/report.html (open it in a browser), {out}/comparison.nc and {out}/summary.csv")
+    with atomic_folder(out, owned_by=owner(out), own=FILES, overwrite=overwrite) as folder:
+        result.write_into(folder)
+        result.report(folder / REPORT)
+    print_result(result)
+    print(f"\nwrote {out}/{REPORT} (open it in a browser), {out}/{FILE} and {out}/{SUMMARY}")

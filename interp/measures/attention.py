@@ -198,7 +198,7 @@ def changed_heads(context: Context) -> xr.Dataset:
     """Patterns of the heads that changed most, on a few prompts, and what their OV circuits read and write."""
     heads = _changed_heads(context.data["pattern_js"])
     base, tuned = context.base, context.tuned
-    traces = context.first or _trace_examples(base, tuned, context.tokens, heads, context.settings.turns)
+    traces = context.first or _trace_examples(base, tuned, context.tokens, heads, context.settings.in_memory)
     patterns = pattern_examples(traces.base, traces.tuned, heads)
     patterns = patterns.assign_coords(example=range(patterns.sizes["example"]))
     return xr.merge([patterns, ov_circuits(base, tuned, heads)])
@@ -231,13 +231,13 @@ def first_patterns(pair: TracePair, prompts: int) -> TracePair | None:
 
 
 def _trace_examples(
-    base: Policy, other: Policy, tokens: TokenizedPrompts, heads: Sequence[tuple[int, int]], turns: InMemory
+    base: Policy, other: Policy, tokens: TokenizedPrompts, heads: Sequence[tuple[int, int]], in_memory: InMemory
 ) -> TracePair:
     """Trace the examples by themselves, for the heads that are shown."""
     batch: Batch = next(replace(tokens, response_ids=None, answer_ids=None).batches(EXAMPLES))
     layers = {layer for layer, _ in heads}
     wanted = [site for site in attention_sites(base) if site.layer in layers and site.stack is None]
-    return next(turns.pairs(base, [other], [batch], wanted))
+    return next(in_memory.pairs(base, [other], [batch], wanted))
 
 
 def findings(table: Table) -> Iterator[Row]:

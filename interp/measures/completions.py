@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ from interp.measures.measure import Context, Measure, Needs, Section
 from interp.models import Policy, RewardModel
 from interp.models.offload import KEPT_BYTES, AllInMemory, InMemory
 from interp.prompts import Batch, make_batch, response_texts
-from interp.sampling import end_ids, sample
+from interp.sampling import Sampling, end_ids, sample
 
 Ids = Sequence[Sequence[int]]
 
@@ -44,14 +44,13 @@ def completions(
     encoder_ids: Ids | None = None,
     tuned_ids: tuple[Ids, Ids | None] | None = None,
     reward: RewardModel | None = None,
-    draws: int = 1,
-    max_new_tokens: int = 24,
+    sampling: Sampling = Sampling(),
     batch_size: int = 16,
     seed: int = 0,
-    turns: InMemory | None = None,
+    in_memory: InMemory | None = None,
     kept: dict[Any, Any] | None = None,
 ) -> xr.Dataset:
-    """Sample responses to each prompt from each model, with the same random numbers, at temperature 1.
+    """Sample responses to each prompt from each model, with the same random numbers.
 
     `response_kl[prompt, source, draw, step]` is KL(tuned || base) where response token `step` of the model `source` is
     predicted; its mean over the real steps of tuned's own samples is the KL in nats per response token.
@@ -66,27 +65,28 @@ def completions(
         tuned_ids: both of these as tuned's own tokenizer gives them, where it is another one; the texts and rewards can
             then be compared, but there is no `response_kl`.
         reward: scores prompt and response together, as text.
-        draws: responses to each prompt; the first is the same however many are asked for.
-        max_new_tokens: longest response; prompts that leave less room in the context get less.
+        sampling: how they are sampled; None samples are 1, and the first is the same however many are asked for.
+            Prompts that leave less room in the context get shorter responses.
         batch_size: prompts a forward pass.
         seed: seed of the samples.
-        turns: which model is in memory when; None: both all the time.
+        in_memory: which model is in memory when; None: both all the time.
         kept: what base said in an earlier call with the same arguments but `tuned`, which is taken from here and put
             here.
     """
-    count, turns = len(prompt_ids), turns or AllInMemory()
-    max_new_tokens = min([max_new_tokens, *(p.context_length for p in (base, tuned) if p.context_length is not None)])
+    count, in_memory = len(prompt_ids), in_memory or AllInMemory()
+    draws, longest = sampling.samples or 1, sampling.max_new_tokens
+    max_new_tokens = min([longest, *(p.context_length for p in (base, tuned) if p.context_length is not None)])
     own = [_repeated(draws, *ids) for ids in ((prompt_ids, encoder_ids), tuned_ids or (prompt_ids, encoder_ids))]
     texts, before, ids, scores, values = [], [], [], [], []
     for policy, prompts in zip((base, tuned), own, strict=True):
         known = None if kept is None or policy is not base else kept.get(max_new_tokens)
         if known is None:
-            turns.only(policy)
-            responses = _responses(policy, prompts, max_new_tokens, batch_size, seed)
+            in_memory.only(policy)
+            responses = _responses(policy, prompts, replace(sampling, max_new_tokens=max_new_tokens), batch_size, seed)
             samples, heads, said = response_texts(policy.tokenizer, prompts.before(), responses)
             score = None
             if reward is not None:
-                turns.only(None)
+                in_memory.only(None)
                 score = reward.score(samples)
             known = responses, heads[:count], said, score
             if kept is not None and policy is base:
@@ -100,7 +100,7 @@ def completions(
         if tuned_ids is None:
             # What base predicts along its own samples is the same for every tuned model.
             own_logits = None if kept is None or policy is not base else kept.setdefault(("along", max_new_tokens), {})
-            along = _along((base, tuned), prompts, responses, max_new_tokens, batch_size, turns, own_logits)
+            along = _along((base, tuned), prompts, responses, max_new_tokens, batch_size, in_memory, own_logits)
             values.append(along.unflatten(1, (draws, count)).transpose(1, 2))
     variables = _response_variables(torch.stack(values, dim=2)) if values else {}
     tokens = _by_prompt(np.stack(ids), draws, count)
@@ -166,8 +166,9 @@ def _by_prompt(values: np.ndarray, draws: int, count: int) -> np.ndarray:
     return np.moveaxis(values.reshape(len(values), draws, count, *values.shape[2:]), 2, 0)
 
 
-def _responses(policy: Policy, prompts: _Repeated, max_new_tokens: int, batch_size: int, seed: int) -> list[list[int]]:
+def _responses(policy: Policy, prompts: _Repeated, sampling: Sampling, batch_size: int, seed: int) -> list[list[int]]:
     ends, limit = end_ids(policy.model, policy.tokenizer), policy.context_length
+    max_new_tokens = sampling.max_new_tokens
     rooms = [max_new_tokens if limit is None else min(max_new_tokens, limit - len(ids)) for ids in prompts.prompt_ids]
     responses: list[list[int]] = [[] for _ in rooms]
     for room in sorted({room for room in rooms if room > 0}):
@@ -179,6 +180,9 @@ def _responses(policy: Policy, prompts: _Repeated, max_new_tokens: int, batch_si
                 [prompts.prompt_ids[row] for row in chosen],
                 max_new_tokens=room,
                 seed=seed,
+                temperature=sampling.temperature,
+                top_k=sampling.top_k,
+                top_p=sampling.top_p,
                 indices=chosen,
                 end_ids=ends,
                 pad_id=0,
@@ -196,7 +200,7 @@ def _along(
     responses: Ids,
     steps: int,
     batch_size: int,
-    turns: InMemory,
+    in_memory: InMemory,
     kept: dict[int, Tensor] | None,
 ) -> Float[Tensor, "kind prompt step"]:
     """Where response tokens are predicted: what `KINDS` names, and each model's log-probability of the token.
@@ -212,7 +216,7 @@ def _along(
             yield make_batch(ids, readable[start : start + batch_size], encoder=encoder)
 
     pieces = []
-    for batch, wanted, of_base, of_tuned in _logits_along(models, batches(), turns, kept):
+    for batch, wanted, of_base, of_tuned in _logits_along(models, batches(), in_memory, kept):
         values = torch.full((len(KINDS) + 2, *wanted.shape), torch.nan, dtype=torch.float64)
         if wanted.any():
             targets = batch.input_ids.roll(-1, 1)[wanted]
@@ -223,12 +227,12 @@ def _along(
 
 
 def _logits_along(
-    models: tuple[Policy, Policy], batches: Iterator[Batch], turns: InMemory, kept: dict[int, Tensor] | None
+    models: tuple[Policy, Policy], batches: Iterator[Batch], in_memory: InMemory, kept: dict[int, Tensor] | None
 ) -> Iterator[tuple[Batch, Bool[Tensor, "batch seq"], Float[Tensor, "row vocab"], Float[Tensor, "row vocab"]]]:
     """Of each batch: its tokens, which of them predict response tokens, and base's and tuned's logits at those."""
     base, tuned = models
-    if kept is None or not isinstance(turns, AllInMemory):
-        for pair in turns.pairs(base, [tuned], batches, []):
+    if kept is None or not isinstance(in_memory, AllInMemory):
+        for pair in in_memory.pairs(base, [tuned], batches, []):
             batch = pair.base.batch.to("cpu")
             wanted = _predicting(batch)
             first, second = (trace.logits[wanted.to(trace.logits.device)] for trace in (pair.base, pair.tuned))
@@ -260,11 +264,10 @@ def sampled(context: Context) -> xr.Dataset:
         encoder_ids=context.tokens.encoder_ids,
         tuned_ids=(theirs.prompt_ids, theirs.encoder_ids) if settings.own_tokens else None,
         reward=settings.reward,
-        draws=settings.sampling.samples or 1,
-        max_new_tokens=settings.sampling.max_new_tokens,
+        sampling=settings.sampling,
         batch_size=settings.batch_size,
         seed=settings.seed,
-        turns=settings.turns,
+        in_memory=settings.in_memory,
         kept=context.of_base,
     )
 

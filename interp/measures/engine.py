@@ -108,7 +108,7 @@ def _trace_batches(
     batches = tokens.batches(settings.batch_size) if traced else ()
     collected = [Collector(len(tokens)) for _ in others]
     first: dict[tuple[str, int], Any] = {}
-    for done, pair in enumerate(settings.turns.pairs(base, others, batches, sites)):
+    for done, pair in enumerate(settings.in_memory.pairs(base, others, batches, sites)):
         for measure in traced:
             if measure.per_batch is not None:
                 collected[pair.other].add(starts[pair.number], measure.per_batch(pair.base, pair.tuned))

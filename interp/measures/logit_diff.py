@@ -92,7 +92,7 @@ def response_logprobs(trace: Trace) -> Float[Tensor, " batch"]:
 
 
 def answers(
-    base: Policy, tuned: Policy, tokens: TokenizedPrompts, *, batch_size: int = 16, turns: InMemory | None = None
+    base: Policy, tuned: Policy, tokens: TokenizedPrompts, *, batch_size: int = 16, in_memory: InMemory | None = None
 ) -> xr.Dataset:
     """Log-probability of both answers, summed over their tokens, and its difference.
 
@@ -105,7 +105,7 @@ def answers(
         tuned: tuned model.
         tokens: prompts tokenised with `multi_token="sum"`.
         batch_size: sequences a forward pass.
-        turns: which model is in memory when; None: both all the time.
+        in_memory: which model is in memory when; None: both all the time.
     """
     assert tokens.answer_tokens is not None and tokens.answer_texts is not None
     stems = [ids[: len(ids) - shared] for ids, shared in zip(tokens.prompt_ids, tokens.shared, strict=True)]
@@ -124,7 +124,7 @@ def answers(
             )
         )
     for policy, found in zip((base, tuned), sums, strict=True):
-        (turns or AllInMemory()).only(policy)
+        (in_memory or AllInMemory()).only(policy)
         for batch in batches:
             found.append(response_logprobs(policy.trace(batch)).cpu().unflatten(0, (2, -1)).T)
     total = stack_models(*(torch.cat(found) for found in sums))
@@ -148,7 +148,9 @@ def whole_answers(context: Context) -> xr.Dataset:
     if context.tokens.answer_tokens is None:
         return xr.Dataset()
     settings = context.settings
-    return answers(context.base, context.tuned, context.tokens, batch_size=settings.batch_size, turns=settings.turns)
+    return answers(
+        context.base, context.tuned, context.tokens, batch_size=settings.batch_size, in_memory=settings.in_memory
+    )
 
 
 def _pair_name(data: xr.Dataset) -> str:

@@ -105,8 +105,7 @@ class Settings:
         sampling: how continuations are sampled.
         reward: scores sampled continuations.
         pair: whose reward that is, where it is a pair's.
-        optimised: what makes the optimised reward of a raw score; None: it was the raw score.
-        turns: which models are in memory when.
+        in_memory: which models are in memory when.
         progress: told how far the work is.
         own_tokens: the models share no tokens, so that each reads the prompts with its own tokenizer; only measures of
             texts can be taken then.
@@ -118,8 +117,7 @@ class Settings:
     sampling: Sampling = Sampling(samples=1)
     reward: RewardModel | None = None
     pair: CheckpointPair | None = None
-    optimised: Callable[..., Any] | None = None
-    turns: InMemory = field(default_factory=AllInMemory)
+    in_memory: InMemory = field(default_factory=AllInMemory)
     progress: Progress = no_progress
     own_tokens: bool = False
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 import xarray as xr
 
 from interp.measures.findings import COLUMNS, Table
+from interp.measures.measure import REMARKS
 from interp.measures.registry import measures
+from interp.stats import MIN_PROMPTS, SPLIT_PROMPTS
 
 
 def summarise(
@@ -42,3 +45,27 @@ def summarise(
     table = Table(data, controls, replicates, seed)
     rows = [row for measure in measures().values() if measure.holds(data) for row in measure.findings(table)]
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def interval_notes(data: xr.Dataset) -> list[str]:
+    """What the number of prompts does not allow, and what the measures remarked."""
+    groups = len(np.unique(data["group"].values))
+    said = [remark for remark in str(data.attrs.get(REMARKS, "")).split("\n") if remark]
+    if groups < data.sizes["prompt"]:
+        said.append(f"n counts prompts; they are resampled in {groups} groups, the unit of the intervals.")
+    if groups < MIN_PROMPTS:
+        said.append(
+            f"No intervals: {groups} different prompts or groups, and under {MIN_PROMPTS} a bootstrap says nothing."
+        )
+    if groups < SPLIT_PROMPTS:
+        said.append(
+            f"Under {SPLIT_PROMPTS} different prompts the largest of many are chosen and estimated on the same prompts,"
+            " so expect them to shrink on others."
+        )
+    else:
+        said.append(
+            "Where n is about half: the largest of many are chosen on one half of the prompts, estimated on the other."
+        )
+    if "logit_diff" not in data and "answer_token" in data:
+        said.append("No answers were given: the logits are those of tuned's top token minus base's likeliest other.")
+    return said

@@ -208,8 +208,8 @@ def _to(factors: Factors, policy: Policy) -> Factors:
 
 def of_models(context: Context) -> xr.Dataset:
     """What `weights` says of the two models of a comparison."""
-    turns = context.settings.turns
-    return weights(context.base, context.tuned, between=lambda: turns.only(None), kept=context.of_base)
+    in_memory = context.settings.in_memory
+    return weights(context.base, context.tuned, between=lambda: in_memory.only(None), kept=context.of_base)
 
 
 def findings(table: Table) -> Iterator[Row]:

@@ -1,34 +1,52 @@
-"""Activation patching: across two models, or within one between clean and corrupted prompts; and ablation.
+"""Activation patching: across two models, or within one between clean and corrupted prompts.
 
-Of policies and of reward models.
+    found = activation_patching(base, tuned, prompts, sites="z")       # what suffices: tuned's heads in base
+    found = activation_patching(tuned, base, prompts, sites="z")       # what reverses it: base's heads in tuned
+    found.map("z")                                                     # recovery, layer by head
+
+Of policies and of reward models. `patch_runs` does the same of models that are loaded, tokenised and checked already.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from interp.errors import MeasureError
 from interp.metrics import Metric, check_finite, check_whole, metric_name, readings, resolve_metric
-from interp.models import Policy, RewardModel
-from interp.models.source import Source
-from interp.patching.opening import Runs, check_no_options, open_runs, tokens_of
-from interp.patching.recording import record
-from interp.patching.replay import verify
+from interp.models import Policy, RewardModel, Source
+from interp.patching.recording import Values, activations, captured_sites, record, values_of
+from interp.patching.replay import TOKENS, sweep, verify
 from interp.patching.result import Patching, build
-from interp.patching.sweep import TOKENS, sweep
+from interp.patching.runs import LOADING, Runs, former_parameters, open_runs
 from interp.patching.targets import Intervention, Sites, interventions, random_like
-from interp.patching.values import activations, captured_sites, replaced_by, values_of
+from interp.progress import Progress, no_progress
 from interp.prompts import Batch, Prompts
 
-Ablation = Literal["zero", "mean", "resample"]
-Progress = Callable[[int, int], None]
-RANDOM_SETS = 20
+DRAWS = 20
+"""Random sets that stand beside each set of several sites."""
 
 
+Put = Callable[[int, Batch], Values]
+"""From the number of a batch's first prompt and its tokens to what is put into its activations."""
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """What is put in the place of activations that are no source's, as by an ablation.
+
+    Attributes:
+        by: its name.
+        prepare: from the runs, the patches and the prompts a pass to what is put into each batch.
+    """
+
+    by: str
+    prepare: Callable[[Runs, Sequence[Intervention], int], Put]
+
+
+@former_parameters(**LOADING, random_sets="draws", tokens="it to patching.patch_runs")
 def activation_patching(
     recipient: Source | Policy | RewardModel,
     source: Source | Policy | RewardModel,
@@ -39,12 +57,10 @@ def activation_patching(
     metric: Metric | None = None,
     recipient_reads: str | None = None,
     batch_size: int = 16,
-    tokens: int = TOKENS,
-    random_sets: int = RANDOM_SETS,
+    draws: int = DRAWS,
     short_cut: bool = True,
     seed: int = 0,
     progress: Progress | None = None,
-    **options: Any,
 ) -> Patching:
     """Put the source's activations into the recipient, site by site, and see how much of the source comes back.
 
@@ -75,7 +91,8 @@ def activation_patching(
         sites: names ("z": every head of every layer by itself), `Site`s, or mappings that are patched as one set, as
             {("z", 10): [4, 9], ("mlp_out", 3): None}; or a list of these.
         positions: "all", "prompt" (not what follows it; of a reward model's text all), "last" (the text's last token,
-            of an encoder [SEP]), "each" (a map by token), or numbers.
+            of an encoder [SEP]), or numbers from 0 at the first token or from -1 at the last; a map by token is "each",
+            counted from the first token, or "each_from_end", counted back from the last (-1).
         metric: "logit_diff" (of the prompts' answers), "kl" (to the source), "logprob" (of the prompts'
             continuations), or a function of logits at each prompt's last token [row, vocab] and the rows' prompts
             [row]. None: `logit_diff` where there are answers, else `kl`. Of a reward model "score" (its label's, as its
@@ -83,13 +100,10 @@ def activation_patching(
             [row, label] and the rows' texts [row].
         recipient_reads: with corrupted prompts: "corrupted" (the default; the source reads the clean ones) or "clean".
         batch_size: prompts a pass.
-        tokens: most tokens of a pass that carries several patches.
-        random_sets: for each set of several sites, how many random sets of the same make-up are patched beside it.
+        draws: for each set of several sites, how many random sets of the same make-up are patched beside it.
         short_cut: False runs the whole model for each pass; the result is the same up to rounding.
         seed: seed of random sets and of the resampling.
-        progress: called with patches done and patches in all.
-        options: tokenizer (for loaded modules, which have none), and dtype, device, device_map, trust_remote_code, as
-            in `interp.compare`.
+        progress: told of "patches".
 
     Raises:
         LoadError: a model cannot be loaded.
@@ -98,78 +112,13 @@ def activation_patching(
         PromptError: the prompts do not fit, or a text is longer than a reward model's context.
         TokenizerMismatch: the models do not share their tokens.
     """
-    runs = open_runs(recipient, source, prompts, recipient_reads=recipient_reads, rewards=True, **options)
     return patch_runs(
-        runs,
+        open_runs(recipient, source, prompts, recipient_reads=recipient_reads, rewards=True),
         sites=sites,
         positions=positions,
         metric=metric,
         batch_size=batch_size,
-        tokens=tokens,
-        random_sets=random_sets,
-        short_cut=short_cut,
-        seed=seed,
-        progress=progress,
-    )
-
-
-def ablation(
-    model: Source | Policy | RewardModel,
-    prompts: Prompts | Sequence[str],
-    *,
-    by: Ablation = "mean",
-    sites: Sites = ("attn_out", "mlp_out"),
-    positions: Any = "all",
-    metric: Metric | None = None,
-    batch_size: int = 16,
-    tokens: int = TOKENS,
-    random_sets: int = RANDOM_SETS,
-    short_cut: bool = True,
-    seed: int = 0,
-    progress: Progress | None = None,
-    **options: Any,
-) -> Patching:
-    """Put zeros, a mean or another prompt's activations into a model, site by site.
-
-    Args:
-        model: the model, a policy or a reward model.
-        prompts: what it reads.
-        by: "zero"; "mean", over all tokens of all prompts, those that a tokenizer adds among them; or "resample", the
-            activations of another prompt (drawn once, nobody gets its own), at the same positions counted from the
-            first token.
-        sites: see `activation_patching`, as are the other arguments.
-        positions: see there.
-        metric: see there; `kl` is to the model itself without ablation.
-        batch_size: prompts a pass.
-        tokens: most tokens of a pass.
-        random_sets: random sets beside each set.
-        short_cut: False runs the whole model for each pass.
-        seed: seed of the resampling.
-        progress: called with patches done and patches in all.
-        options: of `Policy.load`.
-
-    Raises:
-        As `activation_patching`.
-    """
-    if by not in ("zero", "mean", "resample"):
-        raise MeasureError(f'an ablation is by "zero", "mean" or "resample", not {by!r}')
-    prompts = prompts if isinstance(prompts, Prompts) else Prompts(prompts)
-    prompts = replace(prompts, corrupted=None)
-    if isinstance(model, RewardModel):
-        check_no_options(options)
-    own = model if isinstance(model, RewardModel) else Policy.load(model, **options)
-    if isinstance(own, Policy):
-        prompts = prompts.for_models([own.tokenizer])
-    read = tokens_of(own, prompts)
-    return patch_runs(
-        Runs(own, own, read, read, prompts),
-        by=by,
-        sites=sites,
-        positions=positions,
-        metric=metric,
-        batch_size=batch_size,
-        tokens=tokens,
-        random_sets=random_sets,
+        draws=draws,
         short_cut=short_cut,
         seed=seed,
         progress=progress,
@@ -182,36 +131,47 @@ def patch_runs(
     sites: Any,
     positions: Any = "all",
     metric: Metric | None = None,
-    by: Ablation | None = None,
+    replacement: Replacement | None = None,
     batch_size: int = 16,
     tokens: int = TOKENS,
-    random_sets: int = RANDOM_SETS,
+    draws: int = DRAWS,
     short_cut: bool = True,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Patching:
-    """`activation_patching` of loaded models (or `ablation`, with `by`)."""
+    """`activation_patching` of runs that are open.
+
+    Args:
+        runs: recipient, source and what they read (`open_runs`).
+        sites: see `activation_patching`, as for what is not named here.
+        positions: see there.
+        metric: see there.
+        replacement: what is put in, where it is not the source's activations; None: the source's.
+        batch_size: prompts a pass.
+        tokens: most tokens of a pass that carries several patches.
+        draws: see there.
+        short_cut: see there.
+        seed: see there.
+        progress: see there.
+    """
     check_whole(batch_size=batch_size, tokens=tokens)
-    check_whole(0, random_sets=random_sets, seed=seed)
-    prompts, parts = runs.prompts, runs.recipient.parts
-    chosen = resolve_metric(metric, prompts, runs.recipient)
-    width = max(map(len, runs.reads.encoder_ids or runs.reads.prompt_ids))
-    wanted = interventions(parts, sites, positions, width)
-    beside, owners = random_like(parts, wanted, random_sets, seed)
-    everything = [*wanted, *beside]
-    put = replaced_by(runs, by, everything, batch_size, seed) if by is not None else None
+    check_whole(0, draws=draws, seed=seed)
+    metric, tell = resolve_metric(metric, runs.prompts, runs.recipient), progress or no_progress
+    wanted = interventions(runs.recipient.parts, sites, positions, runs.width)
+    beside, owners = random_like(runs.recipient.parts, wanted, draws, seed)
+    patches = [*wanted, *beside]
+    put = None if replacement is None else replacement.prepare(runs, patches, batch_size)
     blocks: list[tuple[np.ndarray, ...]] = []
     for number, (batch, other) in enumerate(runs.batches(batch_size)):
         first = number * batch_size
-        block = _one_batch(runs, batch, other, everything, chosen, first, put=put, tokens=tokens, short_cut=short_cut)
+        block = _one_batch(runs, batch, other, patches, metric, first, put=put, tokens=tokens, short_cut=short_cut)
         blocks.append(block)
-        if progress is not None:
-            progress(min(first + batch_size, len(prompts)) * len(everything), len(prompts) * len(everything))
-    patched, recipient, source, readout = (np.concatenate(each) for each in zip(*blocks, strict=True))
-    check_finite(metric_name(chosen), recipient=recipient, source=source, patched=patched)
+        tell("patches", min(first + batch_size, len(runs)) * len(patches), len(runs) * len(patches))
+    patched, recipient, source, readout = (np.concatenate(columns) for columns in zip(*blocks, strict=True))
+    check_finite(metric_name(metric), recipient=recipient, source=source, patched=patched)
     return build(
-        runs, wanted, patched, recipient, None if by is not None else source, readout, owners,
-        metric=chosen, positions=positions, by=by, seed=seed,
+        runs, wanted, patched, recipient, source if replacement is None else None, readout, owners,
+        metric=metric, positions=positions, by=None if replacement is None else replacement.by, seed=seed,
     )  # fmt: skip
 
 
@@ -219,25 +179,23 @@ def _one_batch(
     runs: Runs,
     batch: Batch,
     other: Batch,
-    everything: Sequence[Intervention],
+    patches: Sequence[Intervention],
     metric: Metric,
     first: int,
     *,
-    put: Callable[[int, Batch], Any] | None,
+    put: Put | None,
     tokens: int,
     short_cut: bool,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Patched [prompt, site], recipient, source and readout [prompt]."""
     parts, theirs = runs.recipient.parts, runs.source.parts
-    store, final = activations(theirs, other, captured_sites(everything) if put is None else ())
-    here, there = readings(
-        metric, runs.recipient, runs.source_reader, (batch, other), final, range(first, first + len(final))
-    )
-    source = there.of_run(runs.source_reader, final)
+    store, final = activations(theirs, other, captured_sites(patches) if put is None else ())
+    numbers = runs.numbers_of(first, len(final))
+    here, there = readings(metric, runs.recipient, runs.source_reader, (batch, other), final, numbers)
     recording = record(parts, batch)
     if short_cut and first == 0:
         verify(recording)
     values = values_of(theirs, store) if put is None else put(first, batch)
-    patched = sweep(recording, everything, values, here, tokens=tokens, short_cut=short_cut)
-    mine, readout = here.of_run(parts, recording.final), here.of_run(runs.source_reader, recording.final)
-    return patched.numpy(), mine, source, readout
+    patched = sweep(recording, patches, values, here, tokens=tokens, short_cut=short_cut)
+    recipient, readout = (here.of_run(reader, recording.final) for reader in (parts, runs.source_reader))
+    return patched.numpy(), recipient, there.of_run(runs.source_reader, final), readout

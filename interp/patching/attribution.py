@@ -23,21 +23,21 @@ from interp.metrics import (
     readings,
     resolve_metric,
 )
-from interp.models import Policy, RewardModel
+from interp.models import Policy, RewardModel, Source
 from interp.models.running import forward_inputs, inference
-from interp.models.source import Source
 from interp.patching.activation import patch_runs
-from interp.patching.opening import Runs, open_runs
-from interp.patching.recording import record
+from interp.patching.recording import activations, captured_sites, run_to_the_last_residual, values_of
 from interp.patching.result import Patching, build
+from interp.patching.runs import LOADING, Runs, former_parameters, open_runs
 from interp.patching.targets import Intervention, Sites, Target, interventions, position_mask
-from interp.patching.values import activations, captured_sites, values_of
+from interp.progress import Progress, no_progress
 from interp.prompts import Batch, Prompts
 
 SAMPLE = 24
 """Patches, drawn at random, that are also made in earnest, to see how well the estimate ranks them."""
 
 
+@former_parameters(**LOADING)
 def attribution_patching(
     recipient: Source | Policy | RewardModel,
     source: Source | Policy | RewardModel,
@@ -51,7 +51,7 @@ def attribution_patching(
     recipient_reads: str | None = None,
     batch_size: int = 16,
     seed: int = 0,
-    **options: Any,
+    progress: Progress | None = None,
 ) -> Patching:
     """Estimate what `activation_patching` finds, for all sites at once, from gradients.
 
@@ -77,13 +77,30 @@ def attribution_patching(
         recipient_reads: see there.
         batch_size: prompts a pass.
         seed: of the sample and of the resampling.
-        options: of `Policy.load`.
+        progress: told of "prompts", then of the "patches" made in earnest.
     """
-    runs = open_runs(recipient, source, prompts, recipient_reads=recipient_reads, rewards=True, **options)
-    found = attribution_map(
-        runs, sites=sites, positions=positions, metric=metric, steps=steps, batch_size=batch_size, seed=seed
+    check_whole(0, sample=sample)
+    runs = open_runs(recipient, source, prompts, recipient_reads=recipient_reads, rewards=True)
+    estimate = attribution_map(
+        runs,
+        sites=sites,
+        positions=positions,
+        metric=metric,
+        steps=steps,
+        batch_size=batch_size,
+        seed=seed,
+        progress=progress,
     )
-    return with_exact_sample(runs, found, sites, positions, metric, sample=sample, batch_size=batch_size, seed=seed)
+    data = estimate.dataset.assign_attrs(rank_correlation=float("nan"), rank_sample=0)
+    if not sample:
+        return Patching(data)
+    wanted = interventions(runs.recipient.parts, sites, positions, runs.width)
+    rows = np.sort(np.random.default_rng(seed).choice(len(wanted), size=min(sample, len(wanted)), replace=False))
+    exact = patch_runs(
+        runs, sites=[wanted[row] for row in rows], positions=positions, metric=metric,
+        batch_size=batch_size, draws=0, seed=seed, progress=progress,
+    )  # fmt: skip
+    return _beside(estimate, exact, rows)
 
 
 def attribution_map(
@@ -95,57 +112,37 @@ def attribution_map(
     steps: int = 0,
     batch_size: int = 16,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> Patching:
-    """The estimate alone (see `attribution_patching`), of loaded models."""
-    parts = runs.recipient.parts
-    chosen = resolve_metric(metric, runs.prompts, runs.recipient)
+    """The estimate alone (see `attribution_patching`), of runs that are open."""
     check_whole(batch_size=batch_size)
     check_whole(0, steps=steps, seed=seed)
-    width = max(map(len, runs.reads.encoder_ids or runs.reads.prompt_ids))
-    wanted = interventions(parts, sites, positions, width)
+    metric, tell = resolve_metric(metric, runs.prompts, runs.recipient), progress or no_progress
+    wanted = interventions(runs.recipient.parts, sites, positions, runs.width)
     blocks = []
     for number, (batch, other) in enumerate(runs.batches(batch_size)):
-        blocks.append(_one_batch(runs, batch, other, wanted, chosen, number * batch_size, steps))
-    estimate, recipient, source, readout = (np.concatenate(each) for each in zip(*blocks, strict=True))
-    check_finite(metric_name(chosen), recipient=recipient, source=source, estimated=estimate)
-    found = build(
+        blocks.append(_one_batch(runs, batch, other, wanted, metric, number * batch_size, steps))
+        tell("prompts", min((number + 1) * batch_size, len(runs)), len(runs))
+    estimate, recipient, source, readout = (np.concatenate(columns) for columns in zip(*blocks, strict=True))
+    check_finite(metric_name(metric), recipient=recipient, source=source, estimated=estimate)
+    result = build(
         runs, wanted, recipient[:, None] + estimate, recipient, source, readout, [()] * len(wanted),
-        metric=chosen, positions=positions, by=None, seed=seed,
+        metric=metric, positions=positions, by=None, seed=seed,
     )  # fmt: skip
     method = "gradient at the recipient" if steps == 0 else f"integrated gradients, {steps} steps"
-    return Patching(found.dataset.assign_attrs(method=f"attribution patching, {method}"))
+    return Patching(result.dataset.assign_attrs(method=f"attribution patching, {method}"))
 
 
-def with_exact_sample(
-    runs: Runs,
-    found: Patching,
-    sites: Sites,
-    positions: Any,
-    metric: Metric | None,
-    *,
-    sample: int,
-    batch_size: int,
-    seed: int,
-) -> Patching:
-    """The estimate with some of the patches made in earnest beside it, and their rank correlation."""
-    count = found.dataset.sizes["site"]
-    if sample <= 0:
-        return Patching(found.dataset.assign_attrs(rank_correlation=float("nan"), rank_sample=0))
-    width = max(map(len, runs.reads.encoder_ids or runs.reads.prompt_ids))
-    wanted = interventions(runs.recipient.parts, sites, positions, width)
-    chosen = np.sort(np.random.default_rng(seed).choice(count, size=min(sample, count), replace=False))
-    exact = patch_runs(
-        runs, sites=[wanted[index] for index in chosen], positions=positions, metric=metric,
-        batch_size=batch_size, random_sets=0, seed=seed,
-    )  # fmt: skip
-    table = np.full(found["effect"].shape, np.nan)
-    table[:, chosen] = exact["effect"].values
-    own, true = found["effect"].values[:, chosen].mean(0), exact["effect"].values.mean(0)
-    varied = len(chosen) > 2 and np.ptp(own) > 0 and np.ptp(true) > 0
-    correlation = float(scipy.stats.spearmanr(own, true).statistic) if varied else float("nan")
-    attrs = {"long_name": "effect of the patches that were made in earnest", "units": found.dataset.attrs["units"]}
-    data = found.dataset.assign(exact_effect=as_variable(("prompt", "site"), table, attrs))
-    return Patching(data.assign_attrs(rank_correlation=correlation, rank_sample=len(chosen)))
+def _beside(estimate: Patching, exact: Patching, rows: np.ndarray) -> Patching:
+    """The estimate with the patches that were made in earnest beside it, and their rank correlation."""
+    table = np.full(estimate["effect"].shape, np.nan)
+    table[:, rows] = exact["effect"].values
+    first, second = estimate["effect"].values[:, rows].mean(0), exact["effect"].values.mean(0)
+    varied = len(rows) > 2 and np.ptp(first) > 0 and np.ptp(second) > 0
+    correlation = float(scipy.stats.spearmanr(first, second).statistic) if varied else float("nan")
+    attrs = {"long_name": "effect of the patches that were made in earnest", "units": estimate.dataset.attrs["units"]}
+    data = estimate.dataset.assign(exact_effect=as_variable(("prompt", "site"), table, attrs))
+    return Patching(data.assign_attrs(rank_correlation=correlation, rank_sample=len(rows)))
 
 
 def _one_batch(
@@ -154,34 +151,33 @@ def _one_batch(
     other: Batch,
     wanted: Sequence[Intervention],
     metric: Metric,
-    number: int,
+    first: int,
     steps: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    parts, theirs = runs.recipient.parts, runs.source.parts
-    targets = sorted({Target(target.site) for each in wanted for target in each.targets})
-    store, final = activations(theirs, other, captured_sites(wanted))
-    reader = runs.source_reader
-    here, there = readings(metric, runs.recipient, reader, (batch, other), final, range(number, number + len(final)))
-    whole = values_of(theirs, store)
+    """Estimate [prompt, site], recipient, source and readout [prompt]."""
+    parts, reader = runs.recipient.parts, runs.source_reader
+    targets = sorted({Target(target.site) for intervention in wanted for target in intervention.targets})
+    store, final = activations(runs.source.parts, other, captured_sites(wanted))
+    numbers = runs.numbers_of(first, len(final))
+    here, there = readings(metric, runs.recipient, reader, (batch, other), final, numbers)
+    whole = values_of(runs.source.parts, store)
     wholes = {target.site: whole(target) for target in targets}
     if steps == 0:
-        own, gradients, residual = gradient_at(parts, batch, here, list(wholes), {})
-        differences = {site: wholes[site].to(own[site]) - own[site] for site in wholes}
+        before, gradients, residual = gradient_at(parts, batch, here, list(wholes), {})
+        differences = {site: wholes[site].to(before[site]) - before[site] for site in wholes}
     else:
-        recording = record(parts, batch)
-        residual = recording.final
-        mine, _ = activations(parts, batch, captured_sites(wanted))
-        ours = values_of(parts, mine)
-        differences = {target.site: wholes[target.site] - ours(target) for target in targets}
+        residual = run_to_the_last_residual(parts, batch)[0]
+        mine = values_of(parts, activations(parts, batch, captured_sites(wanted))[0])
+        differences = {target.site: wholes[target.site] - mine(target) for target in targets}
         gradients = {site: torch.zeros_like(value) for site, value in differences.items()}
         for site, value in differences.items():
             for step in range(steps):
                 _, at, _ = gradient_at(parts, batch, here, [site], {site: value * ((step + 0.5) / steps)})
                 gradients[site] = gradients[site] + at[site] / steps
     contributions = {site: (differences[site] * gradients[site]).detach() for site in differences}
-    estimate = torch.stack([_sum(contributions, each, batch) for each in wanted], dim=1)
-    source = there.of_run(reader, final)
-    return estimate.cpu().numpy(), here.of_run(parts, residual), source, here.of_run(reader, residual)
+    estimate = torch.stack([_sum(contributions, intervention, batch) for intervention in wanted], dim=1)
+    recipient, readout = here.of_run(parts, residual), here.of_run(reader, residual)
+    return estimate.cpu().numpy(), recipient, there.of_run(reader, final), readout
 
 
 def gradient_at(
@@ -195,11 +191,11 @@ def gradient_at(
         (activations before anything is added, gradients, the last residual).
     """
     leaves: dict[Site, Tensor] = {}
-    own: dict[Site, Tensor] = {}
+    before: dict[Site, Tensor] = {}
 
     def edit(site: Site) -> Edit:
         def add(value: Tensor) -> Tensor:
-            own[site] = value.detach()
+            before[site] = value.detach()
             start = torch.zeros_like(value) if site not in moved else moved[site].to(value)
             leaves[site] = start.detach().requires_grad_()
             return value + leaves[site]
@@ -224,24 +220,24 @@ def gradient_at(
         rows = torch.arange(len(batch.input_ids), device=batch.input_ids.device)
         total = how.read(parts, at_columns(final[0], how.columns), rows).sum()
         wanted = [leaves[site] for site in sites]
-        found = torch.autograd.grad(total, wanted, allow_unused=True)
+        slopes = torch.autograd.grad(total, wanted, allow_unused=True)
     gradients = {
-        site: torch.zeros_like(leaf) if each is None else each
-        for site, leaf, each in zip(sites, wanted, found, strict=True)
+        site: torch.zeros_like(leaf) if slope is None else slope
+        for site, leaf, slope in zip(sites, wanted, slopes, strict=True)
     }
-    return own, gradients, final[0].detach()
+    return before, gradients, final[0].detach()
 
 
-def _sum(contributions: Mapping[Site, Tensor], each: Intervention, batch: Batch) -> Tensor:
+def _sum(contributions: Mapping[Site, Tensor], intervention: Intervention, batch: Batch) -> Tensor:
     """What an intervention's targets contribute, at its positions: [prompt], float64."""
     total = torch.zeros(len(batch.input_ids), dtype=torch.float64, device=batch.input_ids.device)
-    for target in each.targets:
+    for target in intervention.targets:
         value = contributions[target.site]
         pattern = target.site.name == "pattern"
         if target.units is not None:
             value = value.index_select(1 if pattern else 2, torch.tensor(target.units, device=value.device))
         by_token = value.double().sum((1, 3)) if pattern else value.double().flatten(2).sum(2)
-        mask = position_mask(batch, target.site, each.position)
+        mask = position_mask(batch, target.site, intervention.position)
         by_token = by_token if mask is None else by_token * mask.to(by_token)
         total = total + by_token.sum(1).to(total.device)
     return total

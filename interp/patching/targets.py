@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,6 +25,9 @@ NAMES = (*STREAM, *HEADS, *KV_HEADS, *NEURONS)
 
 Position = Literal["all", "prompt"] | int | tuple[int, ...]
 """`all` tokens, those of the `prompt`, or tokens by number: from 0 at a prompt's first, or from -1 at its last."""
+
+BY_TOKEN = ("each", "each_from_end")
+"""Words for a map by token: every token by itself, aligned at the prompts' first token or at their last."""
 
 SiteKey = tuple[str, int] | tuple[str, int, StackName | None] | Site
 Sites = str | Site | Mapping[SiteKey, Any] | Sequence["str | Site | Mapping[SiteKey, Any]"]
@@ -73,7 +76,7 @@ class Intervention:
         return sum(1 if target.units is None else len(target.units) for target in self.targets)
 
 
-def units_of(parts: Parts, site: Site) -> int | None:
+def unit_count(parts: Parts, site: Site) -> int | None:
     """How many heads, key-value heads or neurons a site has; None of a residual or a sublayer's output."""
     if site.name in HEADS:
         return parts.n_heads
@@ -95,75 +98,88 @@ def interventions(parts: Parts, sites: Any, positions: Any, width: int) -> list[
     Args:
         parts: the model.
         sites: one of these, or a list of them.
-        positions: "all", "prompt", "last", numbers (one set of tokens), or "each": every token by itself.
-        width: tokens of the longest prompt, for "each".
+        positions: "all", "prompt", "last", numbers (one set of tokens), or every token by itself: "each", counted from
+            the first token, or "each_from_end", counted back from the last.
+        width: tokens of the longest prompt.
 
     Raises:
         MeasureError: there is no such site, head, neuron or position.
     """
     listed: list[Any] = [sites] if isinstance(sites, (str, Site, Mapping)) else list(sites)
-    if listed and all(isinstance(each, Intervention) for each in listed):
+    if listed and all(isinstance(item, Intervention) for item in listed):
         return listed  # they know their positions
-    sets = [targets for each in listed for targets in _sets(parts, each)]
+    sets = [targets for item in listed for targets in _sets(parts, item)]
     if not sets:
         raise MeasureError("there is nothing to patch; name sites, as sites='z' or sites={('z', 10): [4, 9]}")
     return [Intervention(targets, position) for targets in sets for position in _positions(positions, width)]
 
 
 def _positions(positions: Any, width: int) -> list[Position]:
-    if positions == "each":
-        return list(range(width))
+    if isinstance(positions, str) and positions in BY_TOKEN:
+        return list(range(width)) if positions == "each" else list(range(-width, 0))
     if positions == "last":
         return [-1]
-    if positions in ("all", "prompt"):
-        return [positions]
+    if isinstance(positions, str) and positions in ("all", "prompt"):
+        return [positions]  # type: ignore[list-item]
     listed = positions if isinstance(positions, (list, tuple, range, np.ndarray)) else [positions]
-    if len(listed) and all(isinstance(each, (int, np.integer)) and not isinstance(each, bool) for each in listed):
+    if len(listed) and all(isinstance(item, (int, np.integer)) and not isinstance(item, bool) for item in listed):
         numbers = [int(each) for each in listed]
         for number in numbers:
             if not -width <= number < width:
                 raise MeasureError(f"there is no position {number}; the longest prompt has {width} tokens")
         return [tuple(numbers) if len(numbers) > 1 else numbers[0]]
     raise MeasureError(
-        f'positions are "all", "prompt", "last", "each", or numbers counted from a prompt\'s first token (or from -1 at'
-        f" its last), not {positions!r}"
+        f'positions are "all", "prompt", "last", "each", "each_from_end", or numbers counted from a prompt\'s first'
+        f" token (or from -1 at its last), not {positions!r}"
     )
 
 
-def _sets(parts: Parts, given: Any) -> list[tuple[Target, ...]]:
-    if isinstance(given, str):
-        if given not in NAMES:
-            raise MeasureError(f"no site {given!r}; sites are {', '.join(NAMES)}")
-        found = [site for site in _everywhere(parts, given) if has_site(parts, site)]
-        if not found:
-            raise MeasureError(f"a {parts.family.name} model has no {given}; choose another site")
-        return [each for site in found for each in _one_by_one(parts, site)]
-    if isinstance(given, Site):
-        return _one_by_one(parts, _checked(parts, given))
-    if isinstance(given, Mapping):
-        if not given:
+def _sets(parts: Parts, sites: Any) -> list[tuple[Target, ...]]:
+    """The targets of one name, Site or mapping, set by set."""
+    if isinstance(sites, str):
+        if sites not in NAMES:
+            raise MeasureError(f"no site {sites!r}; sites are {', '.join(NAMES)}")
+        places = [site for site in _everywhere(parts, sites) if has_site(parts, site)]
+        if not places:
+            raise MeasureError(f"a {parts.family.name} model has no {sites}; choose another site")
+        return [targets for site in places for targets in _one_by_one(parts, site)]
+    if isinstance(sites, Site):
+        return _one_by_one(parts, _checked(parts, sites))
+    if isinstance(sites, Mapping):
+        if not sites:
             raise MeasureError("a set of sites is empty; name at least one, as {('z', 10): [4, 9]}")
-        return [tuple(sorted((_target(parts, key, units) for key, units in given.items()), key=_in_order))]
-    raise MeasureError(f"sites are names, Sites or mappings such as {{('z', 10): [4, 9]}}, not {given!r}")
+        return [in_order(_target(parts, key, units) for key, units in sites.items())]
+    raise MeasureError(f"sites are names, Sites or mappings such as {{('z', 10): [4, 9]}}, not {sites!r}")
 
 
-def _in_order(target: Target) -> tuple[int, str, str]:
-    return target.site.layer or 0, target.site.stack or "", target.site.name
+def in_order(targets: Iterable[Target]) -> tuple[Target, ...]:
+    """Targets by layer, stack and name."""
+    return tuple(sorted(targets, key=lambda one: (one.site.layer or 0, one.site.stack or "", one.site.name)))
+
+
+def together(first: Intervention, second: Intervention) -> Intervention:
+    """Both patched at once, at the first's positions; heads of one site become one target."""
+    units: dict[Site, tuple[int, ...] | None] = {}
+    for target in (*first.targets, *second.targets):
+        known = units.get(target.site, ())
+        whole = target.units is None or known is None
+        units[target.site] = None if whole else tuple(sorted({*(known or ()), *(target.units or ())}))
+    return Intervention(in_order(Target(site, numbers) for site, numbers in units.items()), first.position)
 
 
 def _everywhere(parts: Parts, name: str) -> list[Site]:
     stacks: list[StackName | None] = [*(s for s in parts.stacks if s == "encoder"), None]
-    found = []
+    sites = []
     for stack in stacks:
         for layer in range(parts.n_encoder_layers if stack == "encoder" else parts.n_layers):
-            found.append(Site(name, layer, stack))
+            sites.append(Site(name, layer, stack))
             if stack is None and "cross" in parts.stacks and name in ("attn_out", *HEADS, *KV_HEADS):
-                found.append(Site(name, layer, "cross"))
-    return found
+                sites.append(Site(name, layer, "cross"))
+    return sites
 
 
 def _one_by_one(parts: Parts, site: Site) -> list[tuple[Target, ...]]:
-    count = units_of(parts, site)
+    count = unit_count(parts, site)
     return [(Target(site),)] if count is None else [(Target(site, (unit,)),) for unit in range(count)]
 
 
@@ -183,7 +199,7 @@ def _target(parts: Parts, key: Any, units: Any) -> Target:
             raise MeasureError(f"no site {key[0]!r}; sites are {', '.join(NAMES)}")
         key = Site(*key)
     site = _checked(parts, key)
-    count = units_of(parts, site)
+    count = unit_count(parts, site)
     if units is None or units == "all":
         return Target(site, None if count is None else tuple(range(count)))
     numbers = [units] if isinstance(units, int) else list(units)
@@ -191,7 +207,7 @@ def _target(parts: Parts, key: Any, units: Any) -> Target:
         raise MeasureError(
             f"{site} has no heads or neurons to choose from; write {{('{site.name}', {site.layer}): None}}"
         )
-    wrong = [each for each in numbers if type(each) is not int or not 0 <= each < count]
+    wrong = [number for number in numbers if type(number) is not int or not 0 <= number < count]
     if wrong or not numbers:
         raise MeasureError(f"{site} has units 0 to {count - 1}, not {wrong[0] if wrong else numbers!r}")
     return Target(site, tuple(sorted(set(numbers))))
@@ -215,15 +231,15 @@ def position_mask(batch: Batch, site: Site, position: Position) -> Bool[Tensor, 
     inside = (number >= 0) & (number < lengths[:, None])
     if position == "prompt":
         return inside
-    chosen = torch.zeros_like(inside)
-    for each in (position,) if isinstance(position, int) else position:
-        assert isinstance(each, int)
-        chosen |= number == (each if each >= 0 else lengths[:, None] + each)
-    return chosen & inside
+    mask = torch.zeros_like(inside)
+    for place in (position,) if isinstance(position, int) else position:
+        assert isinstance(place, int)
+        mask |= number == (place if place >= 0 else lengths[:, None] + place)
+    return mask & inside
 
 
 def random_like(
-    parts: Parts, wanted: Sequence[Intervention], draws: int, seed: int
+    parts: Parts, interventions: Sequence[Intervention], draws: int, seed: int
 ) -> tuple[list[Intervention], list[tuple[int, ...]]]:
     """For each set of several sites, random sets of the same make-up: as many of each kind, elsewhere in the model.
 
@@ -233,22 +249,22 @@ def random_like(
         (the sets, for each intervention the numbers of its own among them; none for one of a single site).
     """
     rng = np.random.default_rng(seed)
-    found: list[Intervention] = []
+    sets: list[Intervention] = []
     owners: list[tuple[int, ...]] = []
-    for each in wanted:
-        own: list[int] = []
-        seen = {each.targets}
-        for _ in range(_TRIES * draws if each.size > 1 else 0):
-            targets = _random_targets(parts, each, rng)
+    for intervention in interventions:
+        numbers: list[int] = []
+        seen = {intervention.targets}
+        for _ in range(_TRIES * draws if intervention.size > 1 else 0):
+            targets = _random_targets(parts, intervention, rng)
             if targets in seen:
                 continue
             seen.add(targets)
-            own.append(len(found))
-            found.append(Intervention(targets, each.position))
-            if len(own) == draws:
+            numbers.append(len(sets))
+            sets.append(Intervention(targets, intervention.position))
+            if len(numbers) == draws:
                 break
-        owners.append(tuple(own))
-    return found, owners
+        owners.append(tuple(numbers))
+    return sets, owners
 
 
 _TRIES = 20  # draws for each set that is wanted, before fewer are taken to be all there are
@@ -260,18 +276,17 @@ def _random_targets(parts: Parts, like: Intervention, rng: np.random.Generator) 
     for target in like.targets:
         key = target.site.name, target.site.stack
         counts[key] = counts.get(key, 0) + (1 if target.units is None else len(target.units))
-    chosen: dict[Site, list[int] | None] = {}
+    drawn: dict[Site, list[int] | None] = {}
     for (name, stack), count in counts.items():
         layers = parts.n_encoder_layers if stack == "encoder" else parts.n_layers
         places = [site for site in (Site(name, layer, stack) for layer in range(layers)) if has_site(parts, site)]
-        all_units = [(site, unit) for site in places for unit in range(units_of(parts, site) or 1)]
+        all_units = [(site, unit) for site in places for unit in range(unit_count(parts, site) or 1)]
         for index in sorted(rng.choice(len(all_units), size=count, replace=False)):
             site, unit = all_units[index]
-            if units_of(parts, site) is None:
-                chosen[site] = None
+            if unit_count(parts, site) is None:
+                drawn[site] = None
             else:
-                units = chosen.setdefault(site, [])
+                units = drawn.setdefault(site, [])
                 assert units is not None
                 units.append(unit)
-    targets = (Target(site, None if units is None else tuple(units)) for site, units in chosen.items())
-    return tuple(sorted(targets, key=_in_order))
+    return in_order(Target(site, None if units is None else tuple(units)) for site, units in drawn.items())

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from interp.plot.registry import figure
 from interp.plot.runs import marks
 from interp.plot.style import (
     BASE,
@@ -21,6 +22,7 @@ from interp.plot.style import (
     SKY,
     TUNED,
     Result,
+    any_of,
     average,
     change,
     foot_legend,
@@ -54,6 +56,7 @@ def shown_heads(data: xr.Dataset, count: int = _HEADS) -> list[tuple[int, int]]:
     return [(int(a), int(b)) for a, b in zip(*np.unravel_index(order, moved.shape), strict=True)]
 
 
+@figure("comparison", needs=any_of("attention_to"))
 def attention_classes(cmp: Result, *, width: float = PAGE) -> Figure:
     """Share of the last token's attention by class of token, in both models, and how it moved, for the changed heads.
 
@@ -136,6 +139,7 @@ def _moved(
     return handles
 
 
+@figure("comparison", needs=any_of("ov_singular_value"))
 def ov_circuits(cmp: Result, *, directions: int = 1, width: float = PAGE) -> Figure:
     """What each changed head reads and writes: top tokens of the leading directions of its OV circuit, as a table.
 

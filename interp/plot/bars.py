@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from interp.plot.lines import answer_words
+from interp.plot.registry import figure
 from interp.plot.runs import marks
 from interp.plot.style import (
     BAND,
@@ -27,6 +28,7 @@ from interp.plot.style import (
     TUNED,
     WRITE,
     Result,
+    any_of,
     average,
     change,
     foot_legend,
@@ -45,6 +47,7 @@ ROW = 0.19  # inches: the least that 8 pt labels need
 _MOST_LABELLED = 40  # components; above that a label names a layer, not a component
 
 
+@figure("comparison", needs=any_of("attribution"))
 def attribution(cmp: Result, *, width: float = PAGE) -> Figure:
     """Direct logit attribution by component: both models' values, and their difference split in write and readout.
 
@@ -151,6 +154,7 @@ def _difference(ax: Axes, data: xr.Dataset, runs: Mapping[str, Sequence[np.ndarr
     return [*handles, *beside]
 
 
+@figure("comparison", needs=any_of("neuron_attribution"))
 def neurons(cmp: Result, *, width: float = PAGE) -> Figure:
     """Direct logit attribution of the MLP neurons that changed most: both models' values, and tuned minus base.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import xarray as xr
@@ -12,9 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, Patch
 
-from interp.circuits import CircuitComparison, EdgeScores, Faithfulness
-from interp.circuits.graph import Graph
 from interp.errors import MeasureError
+from interp.plot.registry import figure
 from interp.plot.style import (
     BASE,
     GREY,
@@ -42,7 +41,42 @@ _STATES = {
 _DARK = ("#009E73", "#6b6b6b")
 
 
-def faithfulness(curve: Faithfulness, *, width: float = PAGE) -> Figure:
+STRONGEST = 40
+"""Edges that are drawn of scores where none are named."""
+
+
+@runtime_checkable
+class Graphed(Protocol):
+    """What can be drawn as a graph: edge scores or a circuit."""
+
+    @property
+    def dataset(self) -> xr.Dataset:
+        """`score` [prompt, edge], or `in_circuit` and `strength` [edge]."""
+
+    @property
+    def graph(self) -> Any:
+        """The graph whose edges these are (`interp.circuits.Graph`)."""
+
+
+@runtime_checkable
+class Compared(Protocol):
+    """Two models' circuits."""
+
+    @property
+    def dataset(self) -> xr.Dataset:
+        """What `interp.circuits.compare` gives."""
+
+    @property
+    def size(self) -> int:
+        """Edges of the verdict's circuits."""
+
+    @property
+    def circuits(self) -> Any:
+        """Each model's circuit of that size."""
+
+
+@figure("faithfulness")
+def faithfulness(curve: Any, *, width: float = PAGE) -> Figure:
     """The share of a model's behaviour that its strongest edges carry, over their number, beside random circuits.
 
     Args:
@@ -54,11 +88,11 @@ def faithfulness(curve: Faithfulness, *, width: float = PAGE) -> Figure:
     """
     data = curve.dataset
     if not np.isfinite(data["faithfulness"]).any():
-        raise MeasureError(f"there is no faithfulness to draw: {curve.reason}")
+        raise MeasureError(f"there is no faithfulness to draw: {data.attrs['reason']}")
     with house_style():
         figure, (ax,) = panels(1, width, 3.2)
         _random(ax, data["size"].values, data["random"])
-        _line(ax, data, "faithfulness", LINES["tuned"] | {"color": INK, "marker": "o"}, "strongest edges")
+        _line(ax, data, LINES["tuned"] | {"color": INK, "marker": "o"}, "strongest edges")
         _size_axis(ax, data["size"].values)
         ax.set_ylabel("share of the behaviour")
         ax.set_title("What a circuit carries\nall other edges ablated")
@@ -66,7 +100,8 @@ def faithfulness(curve: Faithfulness, *, width: float = PAGE) -> Figure:
         return figure
 
 
-def comparison(result: CircuitComparison, *, width: float = PAGE) -> Figure:
+@figure("circuit_comparison")
+def comparison(result: Compared, *, width: float = PAGE) -> Figure:
     """Two models' circuits over their size: what each carries in each model, and how far they overlap.
 
     Args:
@@ -81,7 +116,7 @@ def comparison(result: CircuitComparison, *, width: float = PAGE) -> Figure:
             _random(ax, sizes, data["random_faithfulness"].sel(model=model))
             for circuit in ("base", "tuned"):
                 part = data.sel(circuit=circuit, model=model)
-                _line(ax, part, "faithfulness", LINES[circuit], f"{circuit}'s circuit")
+                _line(ax, part, LINES[circuit], f"{circuit}'s circuit")
             ax.set_title(f"Carried in {model}\nshare of behaviour")
             ax.axvline(result.size, color=GREY, linewidth=0.7, linestyle=":")
         axes[0].set_ylabel("faithfulness")
@@ -114,9 +149,10 @@ def _overlap(ax: Axes, data: xr.Dataset) -> None:
     ax.set_ylim(0, 1.04)
 
 
-def _line(ax: Axes, data: xr.Dataset, name: str, style: dict[str, Any], label: str) -> None:
-    sizes, values = data["size"].values, data[name].values
-    ax.fill_between(sizes, data["low"].values, data["high"].values, color=style["color"], alpha=0.16, linewidth=0)
+def _line(ax: Axes, data: xr.Dataset, style: dict[str, Any], label: str) -> None:
+    sizes, values = data["size"].values, data["faithfulness"].values
+    low, high = data["faithfulness_low"].values, data["faithfulness_high"].values
+    ax.fill_between(sizes, low, high, color=style["color"], alpha=0.16, linewidth=0)
     ax.plot(sizes, values, label=label, clip_on=False, zorder=3, **style)
 
 
@@ -126,11 +162,11 @@ def _random(ax: Axes, sizes: np.ndarray, values: xr.DataArray) -> None:
 
 
 def _handles(ax: Axes, random: bool) -> list[Any]:
-    found: list[Any] = list(ax.get_legend_handles_labels()[0])
-    found.append(Patch(facecolor="#bbbbbb", alpha=0.6, label="95 % interval over prompts"))
+    handles: list[Any] = list(ax.get_legend_handles_labels()[0])
+    handles.append(Patch(facecolor="#bbbbbb", alpha=0.6, label="95 % interval over prompts"))
     if random:
-        found.append(Line2D([], [], color=GREY, marker=".", linewidth=0, label="random circuits"))
-    return found
+        handles.append(Line2D([], [], color=GREY, marker=".", linewidth=0, label="random circuits"))
+    return handles
 
 
 def _size_axis(ax: Axes, sizes: np.ndarray) -> None:
@@ -144,9 +180,11 @@ def _size_axis(ax: Axes, sizes: np.ndarray) -> None:
     zero_line(ax)
 
 
+@figure("edge_scores")
+@figure("circuit", needs=("strength",))
 def graph(
-    scores: EdgeScores,
-    edges: Iterable[int],
+    result: Graphed,
+    edges: int | Iterable[int] | None = None,
     *,
     states: xr.DataArray | None = None,
     title: str = "",
@@ -158,8 +196,9 @@ def graph(
     input to the logits are named; an edge into a query, key or value is marked so where it enters, when there is room.
 
     Args:
-        scores: the strengths, as of `edge_attribution`.
-        edges: which edges, by index; those on no path are left out.
+        result: of `interp.circuits.edge_attribution` or `interp.circuits.choose`.
+        edges: which edges, by index, or how many of the strongest; None is the circuit's own, or the 40 strongest.
+            Those on no path are left out.
         states: what became of each component (`state` of a comparison's dataset), as the colour of nodes.
         title: above the drawing.
         width: of the figure in cm.
@@ -167,15 +206,15 @@ def graph(
     Raises:
         MeasureError: no edge is on a path from an input to the logits.
     """
-    whole = scores.graph
-    shown = whole.connected(np.asarray(list(edges), dtype=int))
+    whole, strength = result.graph, _strength(result.dataset)
+    shown = whole.connected(_edges(result.dataset, edges, strength))
     if not len(shown):
         raise MeasureError("no edge lies on a path from an input to the logits; take a larger circuit")
     places, rows = _layout(whole, shown)
     # A row says which layer its heads are of: many abreast need no more than their number.
     most = max(len(each.nodes) for each in whole.writings)
     short = width * 0.72 / 1.16 / most < 1.15
-    strength = scores.mean[shown]
+    strength = strength[shown]
     with house_style():
         figure = sheet(width, 0.9 + 0.52 * len(rows))
         ax = figure.subplots()
@@ -193,7 +232,23 @@ def graph(
         return figure
 
 
-def _layout(whole: Graph, shown: np.ndarray) -> tuple[dict[str, tuple[float, float]], list[str]]:
+def _strength(data: xr.Dataset) -> np.ndarray:
+    """A number an edge: what a circuit was chosen by, or the mean score over prompts."""
+    if "strength" in data:
+        return np.asarray(data["strength"].values)
+    weights = data["prompts"].values / data["prompts"].values.sum()
+    return np.asarray(np.einsum("p,pe->e", weights, data["score"].values, dtype=np.float64))
+
+
+def _edges(data: xr.Dataset, edges: int | Iterable[int] | None, strength: np.ndarray) -> np.ndarray:
+    if edges is None and "in_circuit" in data:
+        return np.flatnonzero(data["in_circuit"].values)
+    if edges is None or isinstance(edges, int):
+        return np.argsort(-np.abs(strength), kind="stable")[: STRONGEST if edges is None else edges]
+    return np.asarray(list(edges), dtype=int)
+
+
+def _layout(whole: Any, shown: np.ndarray) -> tuple[dict[str, tuple[float, float]], list[str]]:
     """Where each node stands, and what each row is called, from the bottom."""
     named = sorted({int(node) for node in whole.edges[shown, 0]})
     rows: list[str] = []
@@ -225,7 +280,7 @@ def _rows(ax: Axes, rows: list[str]) -> None:
         ax.text(-0.13, height, name, fontsize=7.5, color="#777777", va="center", ha="left", zorder=1)
 
 
-def _draw_edge(ax: Axes, whole: Graph, edge: int, strength: float, largest: float, places: dict[str, Any]) -> None:
+def _draw_edge(ax: Axes, whole: Any, edge: int, strength: float, largest: float, places: dict[str, Any]) -> None:
     source, destination = whole.edges[edge]
     begin = places[whole.nodes[source]]
     name = whole.destinations[destination]
@@ -257,9 +312,9 @@ def _draw_edge(ax: Axes, whole: Graph, edge: int, strength: float, largest: floa
 
 
 def _draw_nodes(ax: Axes, places: dict[str, tuple[float, float]], states: xr.DataArray | None, *, short: bool) -> None:
-    found = {} if states is None else dict(zip(states["component"].values, states.values, strict=True))
+    known = {} if states is None else dict(zip(states["component"].values, states.values, strict=True))
     for name, (across, height) in places.items():
-        colour = _STATES.get(str(found.get(name, "")), "white")
+        colour = _STATES.get(str(known.get(name, "")), "white")
         dark = colour in _DARK
         text = name.split(".", 1)[1] if name.startswith(("encoder.", "cross.")) else name
         if short and "H" in text:
@@ -291,7 +346,8 @@ def _graph_handles(states: xr.DataArray | None, places: dict[str, Any], strength
     return handles
 
 
-def circuit(result: CircuitComparison, model: Literal["base", "tuned"] = "tuned", *, width: float = PAGE) -> Figure:
+@figure("circuit_comparison")
+def circuit(result: Compared, model: Literal["base", "tuned"] = "tuned", *, width: float = PAGE) -> Figure:
     """One model's circuit of a comparison as a graph, nodes coloured by what became of them.
 
     Args:
@@ -299,6 +355,5 @@ def circuit(result: CircuitComparison, model: Literal["base", "tuned"] = "tuned"
         model: whose circuit.
         width: of the figure in cm.
     """
-    chosen = result.circuits[model]
-    title = f"{model}'s circuit\nits {len(chosen)} strongest edges, those on a path"
-    return graph(result.scores[model], chosen.edges, states=result.dataset["state"], title=title, width=width)
+    title = f"{model}'s circuit\nits {result.size} strongest edges, those on a path"
+    return graph(result.circuits[model], states=result.dataset["state"], title=title, width=width)

@@ -9,13 +9,15 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from interp.plot.curves import curves, legend, site_axis
-from interp.plot.style import PAGE, Result, average, has, house_style, need, others, panels, units, zero_line
+from interp.plot.registry import figure
+from interp.plot.style import PAGE, Result, any_of, average, has, house_style, need, others, panels, units, zero_line
 from interp.plot.text import drawable
 
 _LENSES = {"lens_logit_diff": "lens_base_head_logit_diff", "lens_kl": "lens_base_head_kl"}
 _STEEP = 20  # a norm that grows more than this is drawn on a logarithmic axis
 
 
+@figure("comparison", needs=any_of(*_LENSES))
 def lens(cmp: Result, *, width: float = PAGE) -> Figure:
     """Logit lens over depth: both models' logit difference, and how far the two read-outs are apart.
 
@@ -56,6 +58,7 @@ def lens(cmp: Result, *, width: float = PAGE) -> Figure:
         return figure
 
 
+@figure("comparison", needs=any_of("resid_norm", "resid_cosine"))
 def residual(cmp: Result, *, width: float = PAGE) -> Figure:
     """Norm of both models' residual stream by layer, and the cosine between the two.
 

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from interp.plot.bars import completeness_words
+from interp.plot.registry import figure
 from interp.plot.runs import marks
 from interp.plot.style import (
     DIVERGING,
@@ -27,6 +28,7 @@ from interp.plot.style import (
     SKY,
     TUNED,
     Result,
+    any_of,
     average,
     change,
     has,
@@ -57,6 +59,7 @@ _ABREAST = 3
 Runs = dict[str, list[np.ndarray]]
 
 
+@figure("comparison", needs=any_of("head_attribution"))
 def heads(cmp: Result, *, width: float = PAGE) -> Figure:
     """Tuned minus base of every head's direct logit attribution, whole and split in write and readout.
 
@@ -95,6 +98,7 @@ def heads(cmp: Result, *, width: float = PAGE) -> Figure:
         return figure
 
 
+@figure("comparison", needs=any_of(*_PATTERNS))
 def attention_change(cmp: Result, *, width: float = PAGE) -> Figure:
     """Jensen-Shannon divergence of every head's attention pattern, over all query positions and at the last.
 
@@ -114,6 +118,7 @@ def attention_change(cmp: Result, *, width: float = PAGE) -> Figure:
         return _sequential_maps({words[n]: _by_head(data[n]) for n in names}, _joined(cmp, names), label, width)
 
 
+@figure("comparison", needs=any_of(*_ENTROPIES))
 def attention_entropy(cmp: Result, *, width: float = PAGE) -> Figure:
     """Entropy of every head's attention pattern: base's, and tuned minus base.
 
@@ -147,6 +152,7 @@ def attention_entropy(cmp: Result, *, width: float = PAGE) -> Figure:
         return figure
 
 
+@figure("comparison", needs=any_of("qk_change", "ov_change", "mlp_change"))
 def weights(cmp: Result, *, width: float = PAGE) -> Figure:
     """Relative Frobenius norm of the change of every head's QK and OV circuit and of every MLP.
 

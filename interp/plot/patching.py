@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
@@ -15,10 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
 from interp.errors import MeasureError
-from interp.patching import Patching
-from interp.patching.search import SmallestSet
-from interp.patching.steering import Steering
-from interp.patching.value import ValueReading
+from interp.plot.registry import figure as registered
 from interp.plot.style import (
     BAND,
     BASE,
@@ -30,6 +28,7 @@ from interp.plot.style import (
     PAGE,
     TUNED,
     WRITE,
+    Result,
     foot_legend,
     house_style,
     index_ticks,
@@ -43,8 +42,27 @@ from interp.plot.style import (
 LEVEL = 0.05
 
 
+class Patching(Result, Protocol):
+    """What these figures need of an `interp.patching.Patching`."""
+
+    def map(self, name: str, variable: str = "recovery", *, stack: str | None = None) -> xr.DataArray:
+        """A variable of all sites of one name."""
+
+    def summary(self, *, least: int = ...) -> pd.DataFrame:
+        """One row a site."""
+
+
+def _maps(data: xr.Dataset) -> list[tuple[str, str]]:
+    """Names and stacks of sites that were patched at several heads, neurons or tokens, one by one."""
+    table = pd.DataFrame({name: data[name].values for name in ("name", "stack", "layer", "unit", "pos")})
+    single = table[table["layer"] >= 0]
+    several = single.groupby(["name", "stack"], sort=False)[["unit", "pos"]].nunique()
+    return [key for key, counts in several.iterrows() if sorted(counts)[0] == 1 < sorted(counts)[1]]
+
+
+@registered("patching", needs=lambda data: bool(_maps(data)))
 def recovery_map(
-    result: Patching, name: str = "z", *, stack: str | None = None, tokens: Sequence[str] | None = None,
+    result: Patching, name: str | None = None, *, stack: str | None = None, tokens: Sequence[str] | None = None,
     width: float = PAGE,
 ) -> Figure:  # fmt: skip
     """Recovery of every patch of one site as a map: layer by head, or layer by position.
@@ -54,7 +72,7 @@ def recovery_map(
 
     Args:
         result: of `interp.patching.activation_patching`.
-        name: the site.
+        name: the site; None is the first of which there is a map.
         stack: of an encoder-decoder "encoder" or "cross".
         tokens: what stands at each position, for a map by position of prompts that share their tokens there.
         width: of the figure in cm.
@@ -62,14 +80,20 @@ def recovery_map(
     Raises:
         MeasureError: the site was not patched by itself, or by layer alone.
     """
-    values, label = _shown(result, name, stack)
+    if name is None:
+        maps = _maps(result.dataset)
+        if not maps:
+            raise MeasureError("no site was patched head by head or token by token; draw bars of it")
+        name, stack = maps[0][0], stack or maps[0][1] or None
+    values, label = _values(result, name, stack)
     dims = [dim for dim in values.dims if dim != "layer"]
     if len(dims) != 1:
         raise MeasureError(f"{name} was patched by layer alone; draw bars(result), or patch positions='each'")
     (across,) = map(str, dims)
     table = values.transpose("layer", across).values.astype(float)
     p = result.map(name, "p", stack=stack).transpose("layer", across).values
-    bound = float(np.nanmax(np.abs(table))) or 1.0
+    finite = np.abs(table[np.isfinite(table)])
+    bound = float(finite.max(initial=0.0)) or 1.0
     with house_style():
         height = float(np.clip(0.3 * table.shape[0] + 1.75, 2.9, 5.6))
         figure = sheet(min(width, max(9.0, 0.85 * table.shape[1] + 5.5)), height)
@@ -84,7 +108,7 @@ def recovery_map(
         ticks = index_ticks(table.shape[1], 16)
         ax.set_xticks(ticks)
         if tokens is not None and across == "pos":
-            ax.set_xticks(range(len(tokens)), [f"{each!r}" for each in tokens], rotation=40, ha="right")
+            ax.set_xticks(range(len(tokens)), [repr(token) for token in tokens], rotation=40, ha="right")
         ax.tick_params(length=2)
         ax.set(xlabel={"pos": "position"}.get(across, across.replace("_", " ")), ylabel="layer")
         ax.set_title(f"{_words(name)}: {label[0]}")
@@ -98,12 +122,12 @@ def recovery_map(
         return figure
 
 
-def _shown(result: Patching, name: str, stack: str | None) -> tuple[xr.DataArray, tuple[str, str]]:
+def _values(result: Patching, name: str, stack: str | None) -> tuple[xr.DataArray, tuple[str, str]]:
     if "recovery" in result.dataset:
         values = result.map(name, "recovery", stack=stack)
         if np.isfinite(values.values).any():
             return values, ("recovery", "share of the gap")
-    unit = units(result["effect"], "")
+    unit = units(result.dataset["effect"], "")
     mean = result.map(name, "effect", stack=stack).mean("prompt")
     return mean, ("mean effect", f"patched minus recipient\n[{unit}]" if unit else "patched minus recipient")
 
@@ -138,6 +162,7 @@ def _marks(ax: Axes, table: np.ndarray, p: np.ndarray) -> None:
             text.set_path_effects(HALO)
 
 
+@registered("patching")
 def bars(result: Patching, *, most: int = 16, width: float = PAGE) -> Figure:
     """Recovery of each patch with its interval, the largest first; random sets of the same size as ticks beside it.
 
@@ -148,11 +173,10 @@ def bars(result: Patching, *, most: int = 16, width: float = PAGE) -> Figure:
     """
     data = result.dataset
     has = "recovery" in data and bool(np.isfinite(data["recovery"].values).any())
-    order = np.argsort(-np.abs(data["effect"].values.mean(0)), kind="stable")[:most]
-    frame = result.summary().set_index("site")
-    names = [str(data["label"].values[index]) for index in order]
-    kinds = ("recovery", "recovery_low", "recovery_high") if has else ("effect", "low", "high")
-    value, low, high = (np.array([frame.loc[name, kind] for name in names], dtype=float) for kind in kinds)
+    frame = result.summary().head(most)
+    names = [str(name) for name in frame["site"]]
+    what = "recovery" if has else "effect"
+    value, low, high = (frame[name].to_numpy(dtype=float) for name in (what, f"{what}_low", f"{what}_high"))
     with house_style():
         narrow = width < NARROW
         figure = sheet(min(width, PAGE), (2.2 if narrow else 1.35) + 0.25 * max(3, len(names)))
@@ -162,7 +186,7 @@ def bars(result: Patching, *, most: int = 16, width: float = PAGE) -> Figure:
             ax.axhspan(row - 0.5, row + 0.5, color=BAND, linewidth=0, zorder=0)
         ax.barh(rows, value, color=TUNED, height=0.55, zorder=2)
         _whiskers(ax, rows, low, high)
-        drawn = _random_ticks(ax, rows, data, order)
+        drawn = _random_ticks(ax, rows, data, names)
         zero_line(ax, vertical=True)
         ax.set_yticks(rows, [_short(name, 20 if narrow else 34) for name in names])
         ax.tick_params(axis="y", length=0)
@@ -188,11 +212,12 @@ def _whiskers(ax: Axes, rows: np.ndarray, low: np.ndarray, high: np.ndarray) -> 
     ax.hlines(rows[real], low[real], high[real], color=INK, linewidth=1.1, zorder=3)
 
 
-def _random_ticks(ax: Axes, rows: np.ndarray, data: xr.Dataset, order: np.ndarray) -> list[Any]:
+def _random_ticks(ax: Axes, rows: np.ndarray, data: xr.Dataset, names: Sequence[str]) -> list[Any]:
     if "random_recovery" not in data:
         return []
-    for row, index in zip(rows, order, strict=True):
-        known = data["random_recovery"].values[index]
+    labels = data["label"].values.tolist()
+    for row, name in zip(rows, names, strict=True):
+        known = data["random_recovery"].values[labels.index(name)]
         known = known[np.isfinite(known)]
         ticks = ax.plot(known, np.full(len(known), row), "|", color=INK, markersize=8, markeredgewidth=1.0, zorder=4)
         ticks[0].set_path_effects(HALO)
@@ -203,11 +228,12 @@ def _short(name: str, most: int) -> str:
     return name if len(name) <= most else name[: most - 1] + "…"
 
 
-def dose_curve(result: Steering, *, width: float = PAGE) -> Figure:
+@registered("steering")
+def dose_curve(result: Result, *, width: float = PAGE) -> Figure:
     """The metric by dose of a difference vector, with its interval, beside random directions of the same norm.
 
     Args:
-        result: of `interp.patching.steering.steering`.
+        result: of `interp.patching.steering`.
         width: of the figure in cm.
     """
     data = result.dataset
@@ -219,7 +245,7 @@ def dose_curve(result: Steering, *, width: float = PAGE) -> Figure:
                 ax.plot(doses, draw, color=GREY, linewidth=0.6, alpha=0.55, zorder=1)
         ax.axhline(float(data["recipient"].mean()), color=BASE, linestyle="--", linewidth=1.0, zorder=1)
         ax.axhline(float(data["source"].mean()), color=TUNED, linewidth=1.0, zorder=1)
-        ax.fill_between(doses, data["low"].values, data["high"].values, color=INK, alpha=0.18, linewidth=0)
+        ax.fill_between(doses, data["mean_low"].values, data["mean_high"].values, color=INK, alpha=0.18, linewidth=0)
         ax.plot(doses, data["mean"].values, color=INK, marker="o", zorder=3)
         unit = data.attrs["units"]
         metric = str(data.attrs["metric"]).replace("_", " ")
@@ -235,11 +261,12 @@ def dose_curve(result: Steering, *, width: float = PAGE) -> Figure:
         return figure
 
 
-def search(result: SmallestSet, *, width: float = PAGE) -> Figure:
+@registered("smallest_set")
+def search(result: Result, *, width: float = PAGE) -> Figure:
     """Recovery over the size of the set that a greedy search took, on the prompts that judge, beside random sets.
 
     Args:
-        result: of `interp.patching.search.smallest_set`.
+        result: of `interp.patching.smallest_set`.
         width: of the figure in cm.
     """
     data = result.dataset
@@ -257,7 +284,7 @@ def search(result: SmallestSet, *, width: float = PAGE) -> Figure:
         )
         ax.plot(sizes, data["recovery"].values, color=INK, marker="o", zorder=3)
         ax.plot(sizes, data["selected"].values, color=TUNED, linestyle="--", linewidth=1.1, zorder=2)
-        names = ["+ " + str(each).replace("_out", "").replace("z.", "") for each in data["added"].values]
+        names = ["+ " + str(added).replace("_out", "").replace("z.", "") for added in data["added"].values]
         crowded = width < NARROW or len(names) > 8
         ax.set_xticks(sizes, names, rotation=45 if crowded else 25, ha="right", rotation_mode="anchor")
         ax.set(ylabel="recovery", xlabel="taken in this order")
@@ -273,21 +300,22 @@ def search(result: SmallestSet, *, width: float = PAGE) -> Figure:
         return figure
 
 
-def value(result: ValueReading, *, width: float = PAGE) -> Figure:
+@registered("value_reading")
+def value(result: Result, *, width: float = PAGE) -> Figure:
     """What the value head expects by token, and how far that goes along with the final reward.
 
     Args:
-        result: of `interp.patching.value.value_reading`.
+        result: of `interp.patching.value_reading`.
         width: of the figure in cm; under 12 the panels stand one above the other.
     """
     data = result.dataset
     steps = data["step"].values
     reached = np.isfinite(data["value"].values).sum((0, 1))
-    steps = steps[reached >= max(8, reached[0] // 10)]  # few long samples make the curve's end noise
+    steps = steps[reached >= max(min(8, reached[0]), reached[0] // 10)]  # few long samples make the curve's end noise
     with house_style():
         figure, (left, right) = panels(2, width, 2.9)
         left.fill_between(
-            steps, data["low"].values[: len(steps)], data["high"].values[: len(steps)],
+            steps, data["mean_low"].values[: len(steps)], data["mean_high"].values[: len(steps)],
             color=TUNED, alpha=0.2, linewidth=0,
         )  # fmt: skip
         left.plot(steps, data["mean"].values[: len(steps)], color=TUNED, marker="s", markersize=3)

@@ -10,12 +10,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from interp.plot.curves import curves, legend
-from interp.plot.style import NARROW, PAGE, Result, has, house_style, need, others, panels, sheet, units
+from interp.plot.registry import figure
+from interp.plot.style import NARROW, PAGE, Result, any_of, has, house_style, need, others, panels, sheet, units
 
 _PROMPT, _RESPONSE = "position in the prompt (0: first token)", "token of the response (0: first)"
 _SAYS = {"kl": "KL(tuned ‖ base)", "js": "JS"}
 
 
+@figure("comparison", needs=any_of("kl", "response_kl"))
 def kl(cmp: Result, *, width: float = PAGE) -> Figure:
     """KL(tuned ‖ base) and JS by prompt position and, apart from it, by response token.
 
@@ -77,6 +79,7 @@ def _own(array: xr.DataArray) -> xr.DataArray:
     return array.sel(source="tuned" if "tuned" in sources else sources[0])
 
 
+@figure("comparison", needs=any_of("position_entropy", "response_entropy"))
 def entropy(cmp: Result, *, width: float = PAGE) -> Figure:
     """Entropy of both models' next-token prediction by prompt position and along the response.
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 
 from interp.plot import join
-from interp.plot.style import PAGE, Result
+from interp.plot.registry import figure
+from interp.plot.style import PAGE, Result, joined
 from interp.reward.joining import implicit_reward_of, token_join_of
 from interp.reward.over_training import over_optimisation_of, probes_of
 
 
+@figure("comparison", needs=joined("implicit_reward"))
 def implicit_reward(cmp: Result, *, width: float = PAGE) -> Figure:
     """The policy's shift against the reward within prompts, and the slope beside those of permuted rewards.
 
@@ -23,6 +25,7 @@ def implicit_reward(cmp: Result, *, width: float = PAGE) -> Figure:
     return join.implicit_reward(implicit_reward_of(cmp.dataset), width=width)
 
 
+@figure("comparison", needs=joined("token_join"))
 def token_join(cmp: Result, *, width: float = PAGE) -> Figure:
     """Log-ratio against reward attribution, span by span, and the rank correlation beside those of permuted ones.
 
@@ -36,6 +39,7 @@ def token_join(cmp: Result, *, width: float = PAGE) -> Figure:
     return join.token_join(token_join_of(cmp.dataset), width=width)
 
 
+@figure("comparison", needs=joined("over_optimisation"))
 def over_optimisation(cmp: Result, *, width: float = PAGE) -> Figure:
     """Gain of the optimised reward against the square root of KL, and KL over the training.
 
@@ -49,6 +53,7 @@ def over_optimisation(cmp: Result, *, width: float = PAGE) -> Figure:
     return join.over_optimisation(over_optimisation_of(cmp.dataset), width=width)
 
 
+@figure("comparison", needs=joined("probes"))
 def probes(cmp: Result, *, width: float = PAGE) -> Figure:
     """When and where a high reward could be read, in policy and reward model.
 

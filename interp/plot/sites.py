@@ -10,10 +10,12 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from interp.errors import MeasureError
+from interp.plot.registry import figure
 from interp.plot.style import (
     PAGE,
     SEQUENTIAL,
     Result,
+    any_of,
     average,
     house_style,
     index_ticks,
@@ -29,6 +31,7 @@ _MARGIN = 3.4  # cm beside the map: labels of the layers, scale
 _FINE = 800
 
 
+@figure("comparison", needs=any_of("lens_pos_kl"))
 def lens_positions(cmp: Result, *, prompt: int | None = 0, width: float = PAGE) -> Figure:
     """KL(tuned ‖ base) of the two models' logit lenses at every layer and position.
 

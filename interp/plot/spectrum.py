@@ -10,12 +10,14 @@ from matplotlib.collections import QuadMesh
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from interp.plot.registry import figure
 from interp.plot.runs import marks
-from interp.plot.style import NARROW, PAGE, SEQUENTIAL, SKY, Result, has, house_style, need, others, sheet
+from interp.plot.style import NARROW, PAGE, SEQUENTIAL, SKY, Result, any_of, has, house_style, need, others, sheet
 
 _ROWS = 16
 
 
+@figure("comparison", needs=any_of("effective_rank"))
 def singular_directions(cmp: Result, *, rows: int = _ROWS, width: float = PAGE) -> Figure:
     """Effective rank of the matrices that changed most, and how large and how new its leading directions are.
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
 from typing import Any, Protocol, runtime_checkable
 
@@ -102,6 +103,16 @@ def house_style() -> Iterator[None]:
 def has(data: xr.Dataset, name: str) -> bool:
     """Whether `name` was measured and holds at least one number."""
     return name in data and bool(np.isfinite(data[name].values).any())
+
+
+def any_of(*names: str) -> Callable[[xr.Dataset], bool]:
+    """What a figure needs that can be drawn of any of these variables."""
+    return lambda data: any(has(data, name) for name in names)
+
+
+def joined(name: str) -> Callable[[xr.Dataset], bool]:
+    """What a figure needs that shows what a measure joined to a comparison."""
+    return lambda data: name in json.loads(data.attrs.get("joins", "{}"))
 
 
 def need(data: xr.Dataset, names: tuple[str, ...], measure: str, *, without: str | None = None) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from interp.plot.bars import ROW
 from interp.plot.lines import answer_words
+from interp.plot.registry import figure
 from interp.plot.runs import marks
 from interp.plot.style import (
     BASE,
@@ -22,6 +23,7 @@ from interp.plot.style import (
     PAGE,
     TUNED,
     Result,
+    any_of,
     foot_legend,
     house_style,
     need,
@@ -38,6 +40,7 @@ from interp.plot.text import drawable
 _MANY = 100  # points; more become a picture inside the figure, which is smaller
 
 
+@figure("comparison", needs=any_of("top_prob"))
 def top_tokens(cmp: Result, *, prompts: Sequence[int] = (0, 1, 2), ranks: int = 5, width: float = PAGE) -> Figure:
     """The likeliest next tokens of both models, prompt by prompt.
 
@@ -90,6 +93,7 @@ def _rows(ax: Axes, names: Sequence[str]) -> None:
     ax.tick_params(axis="y", length=0)
 
 
+@figure("comparison", needs=any_of("mover_change"))
 def movers(cmp: Result, *, prompts: Sequence[int] | None = None, ranks: int = 8, width: float = PAGE) -> Figure:
     """The tokens whose probability moved most, as bars to either side of zero.
 
@@ -172,6 +176,7 @@ def _mover_words(value: float, listed: int, prompts: int) -> str:
     return f"{words}  in {listed} of {prompts}" if prompts > 1 else words
 
 
+@figure("comparison", needs=any_of("logit_diff", "logprob_diff"))
 def answers(cmp: Result, *, width: float = PAGE) -> Figure:
     """Preference for the answer, prompt by prompt: tuned against base; above the diagonal tuned prefers it more.
 
@@ -228,6 +233,7 @@ def _diagonal(ax: Axes, values: np.ndarray) -> None:
     ax.set(xlim=ends, ylim=ends, aspect="equal")
 
 
+@figure("comparison", needs=any_of("mass_outside"))
 def mass_outside(cmp: Result, *, width: float = PAGE) -> Figure:
     """Probability outside the shared vocabulary by prompt, prompts in the order of tuned's.
 

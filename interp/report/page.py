@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from interp.errors import InterpError
 from interp.io import write_text
+from interp.measures.summary import interval_notes
 from interp.plot.bars import completeness_words
 from interp.plot.style import Result
 from interp.report import views
@@ -18,7 +19,6 @@ from interp.report.sections import draw, missing, places, present
 from interp.report.svg import glyph_sheet, style_sheet
 from interp.report.verdict import verdict
 from interp.result.pages import resource, template
-from interp.text import RANGES, interval_notes
 
 
 def render(cmp: Result) -> str:
@@ -50,7 +50,7 @@ def render(cmp: Result) -> str:
         columns=columns,
         rows=rows,
         numbers=views.NUMBERS,
-        ranges=tuple(RANGES),
+        ranges=tuple(views.RANGES),
         specs=sections,
         leads={name: views.lead(table, section.readings) for name, section in sections.items()},
         figures={name: {size: drawing.svg for size, drawing in drawn.items()} for name, drawn in figures.items()},
@@ -62,7 +62,7 @@ def render(cmp: Result) -> str:
         added=added,
         missing=missing(names, data),
         completeness=completeness_words(data),
-        runs={"null runs": len(cmp.controls), "replicates": len(getattr(cmp, "replicates", ()))},
+        runs={"control runs": len(cmp.controls), "replicates": len(getattr(cmp, "replicates", ()))},
         notes=interval_notes(data),
         provenance=views.provenance(data),
         css=Markup(resource("page.css")) + style_sheet(drawings),

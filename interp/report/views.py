@@ -15,7 +15,17 @@ from markupsafe import Markup
 
 from interp.plot.style import has, number, span
 from interp.plot.text import clean, shorten, visible
-from interp.text import RANGES, SINGLE
+
+RANGES = {
+    "95 % interval": ("estimate_low", "estimate_high"),
+    "control runs": ("control_low", "control_high"),
+    "replicates": ("replicate_low", "replicate_high"),
+    "permuted": ("permuted_low", "permuted_high"),
+}
+"""Columns that show a range, and the columns of the summary that hold its ends."""
+
+SINGLE = {"p": "rank_p", "permutation p": "permutation_p", "completeness": "completeness"}
+"""Columns of single numbers beside the estimate, and the columns of the summary that hold them."""
 
 PROMPTS_SHOWN = 4
 RANKS_SHOWN = 6

@@ -30,7 +30,7 @@ _HTML_ROWS = 20
 
 Kind = TypeVar("Kind", bound="Result")
 
-PROVIDERS = ["interp.comparing", "interp.patching", "interp.circuits", "interp.reward", "interp.report"]
+PROVIDERS = ["interp.comparison", "interp.patching", "interp.circuits", "interp.reward", "interp.report"]
 """Modules that register kinds of results and pages when they are imported, and are imported when one is missing."""
 
 _KINDS: dict[str, type[Result]] = {}

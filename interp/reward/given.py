@@ -8,9 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 from interp.errors import MeasureError
-from interp.models import RewardModel
+from interp.models import RewardModel, as_reward
 from interp.models.pretrained import load_both
 from interp.models.source import describe_source
+from interp.pair import pair_at
 
 Given = RewardModel | str | os.PathLike[str]
 """A reward model, its folder or its hub id."""
@@ -27,8 +28,8 @@ def given_reward(model: Given, labels: Sequence[str] | str | None = None) -> Rew
         MeasureError: it is something else, or a folder or id of a model of several labels of which none is named.
         LoadError: it cannot be loaded.
     """
-    if isinstance(model, RewardModel):
-        return model
+    if isinstance(model, RewardModel) or pair_at(model) is not None:
+        return as_reward(model)
     if not isinstance(model, (str, os.PathLike)):
         raise MeasureError(
             f"a reward model is a RewardModel, its folder or its hub id, not a {type(model).__name__}; load it with"

@@ -32,13 +32,13 @@ def _named(data: xr.Dataset, name: str, drop: frozenset[str] = frozenset()) -> x
 def _reward_of(context: Context) -> RewardModel:
     """The reward model, which `needs.reward` says is there; the policies leave memory for it."""
     assert context.settings.reward is not None
-    context.settings.turns.only(None)
+    context.settings.in_memory.only(None)
     return context.settings.reward
 
 
 def _implicit_reward(context: Context) -> xr.Dataset:
-    _reward_of(context)
-    found = implicit_arrays(context.data, context.settings.optimised or Optimised(), context.settings.seed)
+    optimised = _reward_of(context).optimised or Optimised()
+    found = implicit_arrays(context.data, optimised, context.settings.seed)
     return _named(found, "implicit_reward", _SAMPLED)
 
 

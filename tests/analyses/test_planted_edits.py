@@ -74,7 +74,7 @@ def check(base: Policy, prompts: Prompts, name: str) -> None:
     edit, site = PLANTS[name]
     tuned = planted(base, edit)
     for recipient, source in ((base, tuned), (tuned, base)):
-        found = activation_patching(recipient, source, prompts, sites=site, metric="kl", random_sets=0)
+        found = activation_patching(recipient, source, prompts, sites=site, metric="kl", draws=0)
         assert float(found["recipient"].sum()) > 1e-5  # there is something to recover
         assert abs(float(found["recovery"][0]) - 1) <= 1e-4
 
@@ -92,7 +92,7 @@ def test_a_clean_plant_in_a_real_model_is_recovered_where_it_is(stories, name):
 def test_elsewhere_it_is_not_recovered(make_model, tokenizer):
     base = Policy.load(make_model(), tokenizer=tokenizer)
     tuned = planted(base, PLANTS["ov scaled"][0])
-    found = activation_patching(base, tuned, Prompts(TEXTS), sites={("result", 1): [1]}, metric="kl", random_sets=0)
+    found = activation_patching(base, tuned, Prompts(TEXTS), sites={("result", 1): [1]}, metric="kl", draws=0)
     assert abs(float(found["recovery"][0])) <= 1e-4  # a head beside it reads and writes what it always did
 
 

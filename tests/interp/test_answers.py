@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-import interp
 from interp.errors import PromptError
 from interp.measures.logit_diff import answers
 from interp.models import Policy
 from interp.prompts import Prompts
+from tests.interp.comparisons import compare
 
 TEXTS = ["this movie was really", "the plot was", "a great film and the acting was very", "fun"]
 LONG = (" terrible acting", " good and great")
@@ -45,7 +45,7 @@ def test_sums_are_those_of_a_plain_loop(pair, tokenizer):
 def test_for_one_token_it_is_the_logit_difference(pair):
     texts = [f"{text} {word}" for text in TEXTS for word in ("really", "very")]
     prompts = Prompts(texts, answers=(" bad", " good"), multi_token="sum")
-    cmp = interp.compare(*pair, prompts, measures=["logit_diff"])
+    cmp = compare(*pair, prompts, measures=["logit_diff"])
     torch.testing.assert_close(
         torch.tensor(cmp["logprob_diff"].values), torch.tensor(cmp["logit_diff"].values), atol=2e-5, rtol=0
     )
@@ -70,7 +70,7 @@ def test_a_shared_beginning_counts_in_both_sums_and_is_read_as_the_prompts_end(p
 
 def test_compare_contrasts_first_differences_and_says_what_it_summed(pair):
     prompts = Prompts(TEXTS * 2, answers=(" very bad", " very good fun"), multi_token="sum")
-    cmp = interp.compare(*pair, prompts, measures=["logit_diff", "attribution", "lens"])
+    cmp = compare(*pair, prompts, measures=["logit_diff", "attribution", "lens"])
     assert cmp["answer_token"].values[0] == " bad" and cmp["other_token"].values[0] == " good"
     total = cmp["attribution"].sum("component").values
     assert total == pytest.approx(cmp["logit_diff"].values, abs=1e-4)
@@ -107,4 +107,4 @@ def test_an_answer_that_does_not_fit_the_context_is_refused(make_model, tokenize
     policies = [Policy.load(model, tokenizer=tokenizer) for model in models]
     prompts = Prompts(["this movie was really"], answers=(" bad", " great acting and very fun"), multi_token="sum")
     with pytest.raises(PromptError, match="prompt 0 has 10 tokens, the models read 8"):
-        interp.compare(*policies, prompts, measures=["logit_diff"])
+        compare(*policies, prompts, measures=["logit_diff"])

@@ -16,6 +16,7 @@ from interp.models import Policy
 from interp.stats import selection_halves
 from tests.conftest import tiny_gpt2, tiny_llama
 from tests.interp.architectures import build
+from tests.interp.comparisons import compare
 from tests.interp.traced import ANSWERS, TEXTS, traces
 
 
@@ -153,7 +154,7 @@ class TestNeurons:
             policy.parts.W_down(layer)[0][neuron] *= 6
         texts = TEXTS + [f"{text} film" for text in TEXTS]
         prompts = interp.Prompts(texts, answers=ANSWERS)
-        cmp = interp.compare(model, tuned, prompts, tokenizer=tokenizer, measures="neurons")
+        cmp = compare(model, tuned, prompts, tokenizer=tokenizer, measures="neurons")
         assert (int(cmp["neuron_layer"][0]), int(cmp["neuron_index"][0])) == (layer, neuron)
         assert cmp.summary()["finding"][0].startswith(f"L{layer}.mlp neuron {neuron}: tuned minus base (write ")
         base, changed = cmp["neuron_attribution"].values[:, :, 0].T

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from interp import circuits
-from interp.circuits.choice import choose, jaccard, random_circuits
-from interp.circuits.components import node_effects
-from interp.circuits.crossfit import folds
+from interp.circuits.faithfulness import folds
 from interp.circuits.graph import Graph
 from interp.circuits.passes import circuit_pass, plain_pass
 from interp.circuits.scores import EdgeScores
+from interp.circuits.selection import choose, jaccard, random_circuits
+from interp.circuits.verdict import node_effects
 from interp.errors import MeasureError, PromptError
 from interp.families import Parts
 from interp.models import Policy
@@ -126,14 +126,12 @@ def test_edges_on_no_path_are_dropped() -> None:
     index = {names: edge for edge, names in enumerate(zip(*graph.labels, strict=True))}
     path = [index["input", "L0H0.v"], index["L0H0", "L1.mlp"], index["L1.mlp", "logits"]]
     dangling = [index["input", "L0H1.q"], index["L1H2", "logits"], index["L0H3", "L1H1.k"]]
-    chosen = circuits.Circuit(graph, tuple(sorted([*path, *dangling])))
+    chosen = circuits.Circuit.of(graph, [*path, *dangling])
     assert chosen.connected.edges == tuple(sorted(path))
     assert chosen.nodes == ("input", "L0H0", "L1.mlp")
     # A head that gets its queries writes: a path does not need all three inputs.
-    assert circuits.Circuit(graph, (index["input", "L0H1.q"], index["L0H1", "logits"])).connected.nodes == (
-        "input",
-        "L0H1",
-    )
+    short = circuits.Circuit.of(graph, [index["input", "L0H1.q"], index["L0H1", "logits"]])
+    assert short.connected.nodes == ("input", "L0H1")
 
 
 # Scores
@@ -189,15 +187,17 @@ def test_what_cannot_be_scored_is_refused(policies, pairs) -> None:
     policy = policies["gpt2"]
     with pytest.raises(MeasureError, match='derivative is 0 there and "eap" finds nothing'):
         circuits.edge_attribution(policy, pairs, "kl", method="eap")
-    with pytest.raises(MeasureError, match="contrasts answers, and the prompts have none"):
-        circuits.edge_attribution(policy, Prompts(CLEAN, corrupted=CORRUPT))
+    with pytest.raises(MeasureError, match="logit_diff needs answers"):
+        circuits.edge_attribution(policy, Prompts(CLEAN, corrupted=CORRUPT), "logit_diff")
+    with pytest.raises(MeasureError, match="metric is logit_diff, kl or a function"):
+        circuits.edge_attribution(policy, pairs, "logprob")
     with pytest.raises(PromptError, match="no corrupted counterparts"):
         circuits.edge_attribution(policy, Prompts(CLEAN, answers=ANSWERS))
     with pytest.raises(PromptError, match="prompt 0 and its corrupted counterpart are the same tokens"):
         circuits.edge_attribution(policy, Prompts(CLEAN, corrupted=CLEAN, answers=ANSWERS))
-    with pytest.raises(MeasureError, match="returns one number a row"):
+    with pytest.raises(MeasureError, match="returns one number a row, here"):
         circuits.edge_attribution(policy, pairs, lambda logits, rows: logits)
-    with pytest.raises(MeasureError, match="the metric has no gradient"):
+    with pytest.raises(MeasureError, match="cannot be differentiated"):
         circuits.edge_attribution(policy, pairs, lambda logits, rows: logits.detach()[:, 0])
 
 
@@ -205,13 +205,15 @@ def test_the_model_is_given_back_as_it_was(pairs, tokenizer) -> None:
     model = tiny_gpt2(seed=3).train()
     first = next(model.parameters())
     first.requires_grad_(False)
+    policy = Policy.load(model, tokenizer=tokenizer)
+    model.train()
 
     def breaks(logits, rows):
         raise RuntimeError("in the middle")
 
     with pytest.raises(RuntimeError, match="in the middle"):
-        circuits.edge_attribution(model, pairs, breaks, tokenizer=tokenizer)
-    circuits.edge_attribution(model, pairs, tokenizer=tokenizer, steps=1)
+        circuits.edge_attribution(policy, pairs, breaks)
+    circuits.edge_attribution(policy, pairs, steps=1)
     assert all(module.training for module in model.modules())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -262,23 +264,27 @@ def test_the_strongest_edges_and_the_greedy_ones(scores) -> None:
     graph, strength = scores.graph, scores.mean
     top = choose(graph, strength, 20)
     least = np.abs(strength[list(top.edges)]).min()
-    assert (np.abs(np.delete(strength, top.edges)) <= least).all()
+    assert (np.abs(np.delete(strength, list(top.edges))) <= least).all()
     greedy = choose(graph, strength, 20, by="greedy")
     leads_on = {graph.destinations.index("logits")}
-    for _ in range(len(greedy)):  # every edge of it leads to the logits
+    for _ in range(greedy.size):  # every edge of it leads to the logits
         nodes = {graph.edges[e, 0] for e in greedy.edges if graph.edges[e, 1] in leads_on}
         leads_on |= {d for d, fed in enumerate(graph.feeds) if nodes & set(fed)}
     assert all(graph.edges[e, 1] in leads_on for e in greedy.edges)
-    assert len(choose(graph, strength, graph.size, by="greedy")) == graph.size
+    assert choose(graph, strength, graph.size, by="greedy").size == graph.size
     with pytest.raises(MeasureError, match="has 0 to"):
         choose(graph, strength, graph.size + 1)
 
 
-def test_another_choice_is_refused(scores, as_a_user) -> None:
+def test_another_choice_is_refused(scores, policies, as_a_user) -> None:
     with pytest.raises(MeasureError, match='by "top" or "greedy"'):
         choose(scores.graph, scores.mean, 3, by="best")
     with pytest.raises(MeasureError, match='method is "eap-ig" or "eap"'):
-        circuits.edge_attribution(tiny_gpt2(), Prompts(CLEAN), tokenizer=object(), check=False, method="ig")
+        circuits.edge_attribution(policies["gpt2"], Prompts(CLEAN), method="ig")
+    with pytest.raises(TypeError, match="no parameter 'device' any more; load the model first"):
+        circuits.edge_attribution(tiny_gpt2(), Prompts(CLEAN), device="cpu")
+    with pytest.raises(TypeError, match="no parameter 'random' any more; it is draws="):
+        circuits.faithfulness_curve(policies["gpt2"], Prompts(CLEAN), scores, random=2)
 
 
 def test_overlap_by_hand() -> None:
@@ -290,14 +296,14 @@ def test_overlap_by_hand() -> None:
 def test_faithfulness_is_one_for_the_whole_model_and_zero_for_nothing(policies, pairs, scores) -> None:
     graph = scores.graph
     for edges, expected in ((tuple(range(graph.size)), 1.0), ((), 0.0)):
-        found = circuits.faithfulness(policies["gpt2"], pairs, circuits.Circuit(graph, edges))
+        found = circuits.faithfulness(policies["gpt2"], pairs, circuits.Circuit.of(graph, edges))
         assert found.value == pytest.approx(expected, abs=1e-4)
         assert found.low == pytest.approx(expected, abs=1e-4)
 
 
 def test_dangling_edges_carry_nothing(policies, pairs, scores) -> None:
     chosen = choose(scores.graph, scores.mean, 60)
-    assert len(chosen.connected) < len(chosen)
+    assert chosen.connected.size < chosen.size
     values = circuits.circuit_values(policies["gpt2"], pairs, [chosen, chosen.connected])
     np.testing.assert_allclose(values.circuits[:, 0], values.circuits[:, 1], atol=1e-4)
     part = circuits.circuit_values(policies["gpt2"], pairs, [chosen], rows=[4, 1])
@@ -307,12 +313,13 @@ def test_dangling_edges_carry_nothing(policies, pairs, scores) -> None:
 def test_the_curve_ends_at_one_and_is_the_same_again(policies, pairs, scores) -> None:
     graph = scores.graph
     first, again = (
-        circuits.faithfulness_curve(policies["gpt2"], pairs, scores, sizes=[10, graph.size], random=1) for _ in range(2)
+        circuits.faithfulness_curve(policies["gpt2"], pairs, scores, sizes=[10, graph.size], draws=1) for _ in range(2)
     )
     assert first.dataset.identical(again.dataset)
     assert float(first.dataset["faithfulness"][-1]) == pytest.approx(1, abs=1e-4)
     assert first.dataset["random"].dims == ("draw", "size")
-    assert "10 edges" in str(first)
+    assert f"{graph.size} edges carry 1 [1, 1] of the model's logit difference" in str(first)
+    assert [circuit.size for circuit in first.circuits] == [10, graph.size]
     with pytest.raises(MeasureError, match="sizes are numbers of edges"):
         circuits.faithfulness_curve(policies["gpt2"], pairs, scores, sizes=[0])
     with pytest.raises(MeasureError, match="other nodes than this model"):
@@ -325,16 +332,17 @@ def test_stability(scores) -> None:
     assert (found.dataset["overlap"] <= 1).all()
     whole = circuits.stability(scores, scores.graph.size, draws=3)
     assert (whole.dataset["split_half"] == 1).all()
-    few = EdgeScores(scores.dataset.isel(prompt=slice(5)), scores.graph)
+    few = EdgeScores(scores.dataset.isel(prompt=slice(5)))
     with pytest.raises(MeasureError, match="stability needs 8 groups"):
         circuits.stability(few, 30)
 
 
 def test_random_circuits_lead_to_the_logits_and_have_their_size(scores) -> None:
     drawn = random_circuits(scores.graph, 40, draws=4, seed=1)
-    assert [len(each) for each in drawn] == [40] * 4
-    assert len({each.edges for each in drawn}) == 4
-    assert drawn == random_circuits(scores.graph, 40, draws=4, seed=1)
+    assert [circuit.size for circuit in drawn] == [40] * 4
+    assert len({circuit.edges for circuit in drawn}) == 4
+    again = random_circuits(scores.graph, 40, draws=4, seed=1)
+    assert [circuit.edges for circuit in drawn] == [circuit.edges for circuit in again]
 
 
 def test_an_encoder_decoder_end_to_end(tokenizer) -> None:
@@ -343,7 +351,7 @@ def test_an_encoder_decoder_end_to_end(tokenizer) -> None:
     pairs = Prompts(WIDE, corrupted=OTHER, answers=ANSWERS, decoder_prefixes="the plot was")
     found = circuits.edge_attribution(policy, pairs, steps=4)
     assert found.dataset.attrs["completeness"] < 0.2
-    whole = circuits.Circuit(found.graph, tuple(range(found.graph.size)))
+    whole = circuits.Circuit.of(found.graph, range(found.graph.size))
     assert circuits.faithfulness(policy, pairs, whole).value == pytest.approx(1, abs=1e-4)
 
 
@@ -362,7 +370,7 @@ def test_a_real_model_keeps_its_pronouns_in_few_edges(stories) -> None:
     shares = {}
     for method in ("eap", "eap-ig"):
         scores = circuits.edge_attribution(policy, pairs, method=method)
-        curve = circuits.faithfulness_curve(policy, pairs, scores, sizes=[28, 60], random=2).dataset
+        curve = circuits.faithfulness_curve(policy, pairs, scores, sizes=[28, 60], draws=2).dataset
         shares[method] = curve["faithfulness"].values
         assert float(curve["random"].max()) < 0.2
     assert shares["eap-ig"][1] > 0.8

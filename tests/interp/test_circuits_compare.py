@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from interp import circuits
-from interp.circuits.components import component_changes
 from interp.circuits.scores import EdgeScores
-from interp.models import Policy
+from interp.circuits.verdict import component_changes
+from interp.errors import MeasureError
+from interp.models import Policy, load_pair
 from interp.prompts import Prompts
 from tests.conftest import tiny_gpt2
 from tests.interp.test_circuits import ANSWERS, OTHER, WIDE
@@ -29,7 +30,8 @@ def scores(base, pairs) -> EdgeScores:
     return circuits.edge_attribution(base, pairs, steps=1)
 
 
-OPTIONS = {"sizes": [40, 150], "steps": 1, "random": 1, "draws": 4}
+SELECTION = circuits.Selection(steps=1, splits=4)
+OPTIONS = {"sizes": [40, 150], "selection": SELECTION, "draws": 1}
 
 
 def test_a_model_and_itself_give_no_evidence_of_a_change(base, pairs) -> None:
@@ -43,9 +45,13 @@ def test_a_model_and_itself_give_no_evidence_of_a_change(base, pairs) -> None:
 
 
 def test_null_runs_and_replicates_are_put_beside(base, pairs, tokenizer) -> None:
-    tuned, control = tiny_gpt2(seed=5), tiny_gpt2(seed=6)
-    more = {"sizes": [40], "steps": 1, "random": 1, "draws": 4, "tokenizer": tokenizer}
-    found = circuits.compare(base, tuned, pairs, control=control, replicates=[tuned], **more)
+    tuned, control = (Policy.load(tiny_gpt2(seed=seed), tokenizer=tokenizer) for seed in (5, 6))
+    seen = []
+    found = circuits.compare(
+        base, tuned, pairs, sizes=[40], selection=SELECTION, controls=control, replicates=[tuned], draws=1,
+        progress=lambda *told: seen.append(told),
+    )  # fmt: skip
+    assert seen[3] == ("scoring edges", 4, 4) and seen[-1] == ("running circuits", 4, 4)
     data = found.dataset
     assert list(data["run"].values) == ["control 0", "replicate 0"]
     replicate = data.sel(run="replicate 0")
@@ -53,8 +59,8 @@ def test_null_runs_and_replicates_are_put_beside(base, pairs, tokenizer) -> None
     shares = data["faithfulness"].sel(model="tuned")
     np.testing.assert_allclose(replicate["run_faithfulness"], shares.sel(circuit="base"))
     np.testing.assert_allclose(replicate["run_own_faithfulness"], shares.sel(circuit="tuned"))
-    assert float(replicate["run_effect_change"]) == pytest.approx(float(data["effect_change"][0]))
-    assert data.attrs["controls"] == 1
+    assert float(replicate["run_effect_change"]) == pytest.approx(float(data["effect_change"]))
+    assert "in 1 null run by up to" in found.verdict
 
 
 def test_states_by_hand(scores) -> None:
@@ -74,11 +80,11 @@ def test_states_by_hand(scores) -> None:
     after[index["L0H1", "logits"]] = 0.1
     after[index["L1H0", "logits"]], after[index["L1H0", "L2.mlp"]], after[index["L2.mlp", "logits"]] = 0.0, 1.0, 1e-3
     before, later = (
-        EdgeScores(scores.dataset.assign(score=(("prompt", "edge"), row * noise, scores.dataset["score"].attrs)), graph)
+        EdgeScores(scores.dataset.assign(score=(("prompt", "edge"), row * noise, scores.dataset["score"].attrs)))
         for row in (strength, after)
     )
     chosen = [
-        circuits.Circuit(graph, tuple(np.flatnonzero(np.abs(row) > 0.5).tolist()))
+        circuits.Circuit.of(graph, np.flatnonzero(np.abs(row) > 0.5))
         for row in (strength, np.where(np.arange(graph.size) == index["L2.mlp", "logits"], 1, after))
     ]
     both = (chosen[0], chosen[1])
@@ -89,11 +95,46 @@ def test_states_by_hand(scores) -> None:
     assert set(beside.values) == {"no evidence of a change", "in neither circuit"}
 
 
-def test_the_summary_is_a_row_a_size(base, pairs, tokenizer) -> None:
-    found = circuits.compare(base, tiny_gpt2(seed=5), pairs, tokenizer=tokenizer, **OPTIONS)
-    table = found.summary()
+@pytest.fixture(scope="module")
+def compared(base, pairs, tokenizer) -> circuits.CircuitComparison:
+    return circuits.compare(base, Policy.load(tiny_gpt2(seed=5), tokenizer=tokenizer), pairs, **OPTIONS)
+
+
+def test_the_summary_is_a_row_a_size(compared) -> None:
+    table = compared.summary().set_index("edges")
     assert list(table.index) == [40, 150]
-    assert table.loc[150, "edge_overlap"] == float(found.dataset["edge_overlap"].sel(size=150))
-    assert found.size in (40, 150)
-    assert str(found).startswith(found.verdict)
-    assert found.verdict.count("\n") == 0
+    assert table.loc[150, "edge_overlap"] == float(compared.dataset["edge_overlap"].sel(size=150))
+    shares = compared.dataset.sel(circuit="base", model="tuned", size=40)
+    assert table.loc[40, "base_in_tuned"] == float(shares["faithfulness"])
+    assert table.loc[40, "base_in_tuned_low"] == float(shares["faithfulness_low"])
+    assert compared.size in (40, 150)
+    assert compared.verdict.count("\n") == 0
+    changes = compared.components()
+    assert (changes["change"].abs().diff().dropna() <= 0).all() and "in neither circuit" not in set(changes["state"])
+
+
+def test_scores_and_circuits_are_rebuilt_from_the_arrays(compared, base, pairs) -> None:
+    ours = circuits.edge_attribution(base, pairs, steps=1)
+    np.testing.assert_array_equal(compared.scores["base"].values, ours.values)
+    assert compared.scores["base"].dataset["group"].equals(ours.dataset["group"])
+    assert compared.scores["base"].dataset.attrs["model"] == ours.dataset.attrs["model"]
+    for size in (40, 150):
+        assert compared.circuit("base", size).edges == circuits.choose(ours.graph, ours.mean, size).edges
+    assert compared.circuits["tuned"].size == compared.size
+    with pytest.raises(MeasureError, match="circuits of 41 edges were not compared; there are those of 40, 150"):
+        compared.circuit("base", 41)
+
+
+def test_old_parameters_say_the_new_ones(base, pairs) -> None:
+    for old, new in (("control", "controls="), ("random", "draws="), ("steps", "Selection"), ("dtype", "interp.load")):
+        with pytest.raises(TypeError, match=f"no parameter {old!r} any more; .*{new}"):
+            circuits.compare(base, base, pairs, **{old: None})
+
+
+def test_a_pair_brings_its_own_models_and_controls(base, pairs, tokenizer) -> None:
+    tuned, control = (Policy.load(tiny_gpt2(seed=seed), tokenizer=tokenizer) for seed in (5, 6))
+    pair = load_pair(base=base, tuned=tuned, controls=[control])
+    found = circuits.compare(pair, pairs, **OPTIONS)
+    assert found.dataset["run"].values.tolist() == ["control 0"]
+    apart = circuits.compare(base, tuned, pairs, controls=[control], **OPTIONS)
+    np.testing.assert_array_equal(found["faithfulness"].values, apart["faithfulness"].values)

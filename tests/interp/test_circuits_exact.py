@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from interp.circuits.graph import Graph
-from interp.circuits.metrics import Judge
 from interp.circuits.passes import circuit_pass, plain_pass
 from interp.circuits.scores import _batch_scores
 from interp.families import Parts
@@ -70,7 +69,7 @@ def test_scores_are_the_derivatives_by_each_edge(name: str) -> None:
     policy, graph = whole(name)
     parts = policy.parts
     clean, corrupt = batches(parts)
-    scores, *_ = _batch_scores(policy, graph, Judge("logit_diff"), clean, corrupt, [1.0], 0)
+    scores, *_ = _batch_scores(policy, graph, "logit_diff", clean, corrupt, [1.0], 0)
     rng = np.random.default_rng(1)
     by_part = {}
     for edge in rng.permutation(graph.size):  # one edge of every kind of destination, from a node that matters

@@ -61,7 +61,7 @@ def test_the_heads_that_changed_most_come_first(planted):
     assert (np.diff(order) <= 0).all() and "L1H1" in found.summary()["head"].tolist()
     shares = found.dataset["attended_share"].values
     assert (np.diff(shares, axis=-1) <= 0).all() and shares.sum(-1).max() <= 1 + 1e-9
-    assert "heads; js by q, k" in repr(found)
+    assert "What changed in 3 heads; the pattern of L" in repr(found)
 
 
 def test_scores_by_hand():

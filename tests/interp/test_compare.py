@@ -11,6 +11,7 @@ import xarray as xr
 import interp
 from interp.errors import FormatError, InterpError, LoadError, MeasureError, PromptError, TokenizerMismatch
 from tests.conftest import save, tiny_gpt2, tiny_llama
+from tests.interp.comparisons import compare
 from tests.interp.test_models import classifier
 from tests.interp.traced import JOINED
 
@@ -25,7 +26,7 @@ singular_change""".split()
 
 def run(base, tuned, tokenizer, texts=TEXTS, prompt_options=PROMPTS, measures="all", **options):
     prompts = interp.Prompts(texts, **prompt_options)
-    return interp.compare(base, tuned, prompts, tokenizer=tokenizer, max_new_tokens=5, measures=measures, **options)
+    return compare(base, tuned, prompts, tokenizer=tokenizer, max_new_tokens=5, measures=measures, **options)
 
 
 def test_every_difference_of_a_model_with_itself_is_zero(make_model, tokenizer):
@@ -115,7 +116,7 @@ def test_few_prompts_have_no_interval_and_say_so(make_model, tokenizer):
 
 def test_controls_give_a_range(make_model, tokenizer):
     base, tuned, nulls = make_model(1), make_model(2), [make_model(3), make_model(4)]
-    cmp = run(base, tuned, tokenizer, control=nulls)
+    cmp = run(base, tuned, tokenizer, controls=[nulls])
     frame = cmp.summary()
     alone = [run(base, null, tokenizer).summary()["estimate"][0] for null in nulls]
     assert frame["control_low"][0] == pytest.approx(min(alone)) and frame["control_high"][0] == pytest.approx(
@@ -129,7 +130,7 @@ def test_controls_give_a_range(make_model, tokenizer):
 
 def test_saved_and_loaded_is_the_same(tmp_path, make_model, tokenizer):
     scorer = interp.RewardModel.load(classifier(), tokenizer=tokenizer, label="POS")
-    cmp = run(make_model(1), make_model(2), tokenizer, control=make_model(3), reward=scorer)
+    cmp = run(make_model(1), make_model(2), tokenizer, controls=[make_model(3)], reward=scorer)
     cmp.save(tmp_path / "out")
     loaded = interp.Comparison.load(tmp_path / "out")
     xr.testing.assert_identical(cmp.dataset, loaded.dataset)
@@ -175,7 +176,7 @@ def test_the_default_leaves_out_what_is_asked_for_by_name(make_model, tokenizer)
 
 
 def test_several_draws(make_model, tokenizer):
-    cmp = run(make_model(1), make_model(2), tokenizer, measures="completions", draws=3)
+    cmp = run(make_model(1), make_model(2), tokenizer, measures="completions", samples=3)
     assert cmp["completion"].sizes["draw"] == cmp["response_kl"].sizes["draw"] == 3
 
 
@@ -209,7 +210,7 @@ def test_given_responses(make_model, tokenizer):
 
 def test_provenance(tmp_path, tokenizer):
     base, tuned = save(tiny_llama(1), tmp_path / "b", tokenizer), save(tiny_llama(2), tmp_path / "t", tokenizer)
-    attrs = interp.compare(base, tuned, ["this movie"], measures=["kl"]).dataset.attrs
+    attrs = compare(base, tuned, ["this movie"], measures=["kl"]).dataset.attrs
     described = json.loads(attrs["tuned"])
     from interp.io import sha256
 
@@ -223,9 +224,9 @@ class TestRefusals:
         other.add_tokens(["<extra>"])
         base, tuned = save(tiny_gpt2(), tmp_path / "b", tokenizer), save(tiny_gpt2(), tmp_path / "t", other)
         for options in ({}, {"tokenizer": "base"}):
-            assert interp.compare(base, tuned, ["this movie"], measures=["kl"], **options)["kl"].max() == 0
+            assert compare(base, tuned, ["this movie"], measures=["kl"], **options)["kl"].max() == 0
         with pytest.raises(TokenizerMismatch, match=r"tuned predicts 300 tokens, the tokenizer has 310; pass"):
-            interp.compare(tiny_gpt2(), tiny_gpt2(vocab_size=300), ["this movie"], tokenizer=tokenizer)
+            compare(tiny_gpt2(), tiny_gpt2(vocab_size=300), ["this movie"], tokenizer=tokenizer)
 
     def test_shapes(self, tokenizer):
         with pytest.raises(MeasureError, match="its own tuned version"):
@@ -235,7 +236,7 @@ class TestRefusals:
 
     def test_prompts(self, tokenizer):
         with pytest.raises(PromptError, match="there are no prompts"):
-            interp.compare(tiny_gpt2(), tiny_gpt2(), [], tokenizer=tokenizer)
+            compare(tiny_gpt2(), tiny_gpt2(), [], tokenizer=tokenizer)
         with pytest.raises(PromptError, match="has 8. tokens, the models read 64"):
             run(tiny_gpt2(), tiny_gpt2(), tokenizer, texts=["this" + " movie" * 80])
         with pytest.raises(PromptError, match="batch_size is a whole number from 1 on, not 0"):
@@ -244,34 +245,34 @@ class TestRefusals:
     def test_numbers(self, tokenizer):
         for wrong in (dict(seed=-1), dict(seed=2**70), dict(max_new_tokens=0), dict(batch_size=0)):
             with pytest.raises(PromptError, match="is a whole number"):
-                interp.compare(tiny_gpt2(), tiny_gpt2(), ["this"], tokenizer=tokenizer, **wrong)
+                compare(tiny_gpt2(), tiny_gpt2(), ["this"], tokenizer=tokenizer, **wrong)
 
     def test_what_is_no_model(self, tokenizer, as_a_user):
         for wrong in (None, 3):
             with pytest.raises(LoadError, match="a model is a folder, a hub id or a loaded module"):
-                interp.compare(wrong, tiny_gpt2(), ["this"], tokenizer=tokenizer)
+                compare(wrong, tiny_gpt2(), ["this"], tokenizer=tokenizer)
         with pytest.raises(LoadError, match="not a function"):
-            interp.compare(tiny_gpt2(), tiny_gpt2(), ["this"], tokenizer=tokenizer, reward=lambda texts: texts)
+            compare(tiny_gpt2(), tiny_gpt2(), ["this"], tokenizer=tokenizer, reward=lambda texts: texts)
 
     def test_answers_and_characters(self, tokenizer, tmp_path):
         with pytest.raises(MeasureError, match="logit_diff needs answers"):
-            interp.compare(tiny_gpt2(), tiny_gpt2(), ["this"], tokenizer=tokenizer, measures=["logit_diff"])
+            compare(tiny_gpt2(), tiny_gpt2(), ["this"], tokenizer=tokenizer, measures=["logit_diff"])
         with pytest.raises(PromptError, match="no valid Unicode"):
             interp.Prompts(["\ud800 was"])
-        cmp = interp.compare(tiny_gpt2(), tiny_gpt2(1), ["a\x00b was"], tokenizer=tokenizer, max_new_tokens=2)
+        cmp = compare(tiny_gpt2(), tiny_gpt2(1), ["a\x00b was"], tokenizer=tokenizer, max_new_tokens=2)
         cmp.save(tmp_path / "out")
         assert "kl" in cmp and "nothing" not in cmp and set(cmp) == set(cmp.keys())
 
     def test_tuneds_tokenizer_serves_a_base_without_one(self, tmp_path, tokenizer):
         base, tuned = save(tiny_gpt2(), tmp_path / "b"), save(tiny_gpt2(), tmp_path / "t", tokenizer)
-        assert interp.compare(base, tuned, ["this"], tokenizer="tuned", measures=["kl"])["kl"].max() == 0
-        assert interp.compare(tuned, base, ["this"], tokenizer="base", measures=["kl"])["kl"].max() == 0
+        assert compare(base, tuned, ["this"], tokenizer="tuned", measures=["kl"])["kl"].max() == 0
+        assert compare(tuned, base, ["this"], tokenizer="base", measures=["kl"])["kl"].max() == 0
 
     def test_names(self, tokenizer):
         with pytest.raises(MeasureError, match="unknown measure 'synapses'"):
             run(tiny_gpt2(), tiny_gpt2(), tokenizer, measures=["synapses"])
         with pytest.raises(LoadError, match="there is no folder"):
-            interp.compare("./nowhere", tiny_gpt2(), ["a"])
+            compare("./nowhere", tiny_gpt2(), ["a"])
 
 
 @pytest.mark.parametrize("name", ["stories260K-hf", "stories3M-hf"])
@@ -289,9 +290,9 @@ def test_on_real_models(real_data, name):
     texts = ["This movie was really", "One day, a little girl", "The big dog was very", "Tom and Lily were so"]
     prompts = interp.Prompts(texts, answers=(" sad", " happy"), multi_token="first")
     tokenizer = interp.Policy.load(folder).tokenizer
-    cmp = interp.compare(folder, tuned, prompts, tokenizer=tokenizer, measures="all")
+    cmp = compare(folder, tuned, prompts, tokenizer=tokenizer, measures="all")
     assert np.argmax(cmp["ov_change"].values) == 3 * cmp.dataset.sizes["head"] + 2
     assert (cmp["ov_change"].values > 0).sum() == 1
     assert cmp["completeness_error"].max() < 1e-4
-    itself = interp.compare(folder, folder, prompts, measures="all")
+    itself = compare(folder, folder, prompts, measures="all")
     assert all(float(abs(itself[name]).max()) == 0 for name in DIFFERENCES)

@@ -4,12 +4,12 @@ import pytest
 import torch
 from transformers import T5Config, T5ForConditionalGeneration, T5Tokenizer
 
-import interp
 from interp.errors import PromptError
 from interp.models import Policy
 from interp.prompts import Prompts, encode, make_batch
 from interp.sampling import sample
 from tests.conftest import WORDS
+from tests.interp.comparisons import compare
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def next_logprobs(policy, encoder, decoder):
 def test_compare_reads_both_sides(t5_pair, t5_tokenizer):
     texts, prefixes = ["this movie was really bad", "the plot", "a film"], ["the film was", "a", "it was very"]
     prompts = Prompts(texts, decoder_prefixes=prefixes, answers=(" very bad", " very good fun"), multi_token="sum")
-    cmp = interp.compare(*t5_pair, prompts, measures=["logit_diff", "completions"], max_new_tokens=5, seed=2)
+    cmp = compare(*t5_pair, prompts, measures=["logit_diff", "completions"], max_new_tokens=5, seed=2)
     assert cmp["text"].values.tolist() == texts
     very, bad, good, fun = words(t5_tokenizer, "very bad good fun")
     for row, (text, prefix) in enumerate(zip(texts, prefixes, strict=True)):

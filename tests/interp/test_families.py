@@ -24,6 +24,7 @@ from interp.models import check_fidelity
 from interp.models.running import forward_inputs, inference, run
 from interp.prompts import make_batch
 from tests.interp.architectures import CONFIGS, LANGUAGE_MODELS, build
+from tests.interp.comparisons import compare
 
 IDS = [[5, 9, 2, 7, 11, 3, 8, 4], [8, 12, 4], [6]]
 ENCODER = [[3, 9, 30, 2], [14, 5, 7, 8, 2], [22, 2]]
@@ -252,7 +253,7 @@ def test_compare_reads_every_language_model(name, tokenizer):
     size = len(tokenizer)
     base, tuned = build(name, vocab_size=size), build(name, seed=1, vocab_size=size)
     prompts = interp.Prompts([" this movie was", " the plot was really", " a film"], answers=(" bad", " good"))
-    cmp = interp.compare(base, tuned, prompts, tokenizer=tokenizer)
+    cmp = compare(base, tuned, prompts, tokenizer=tokenizer)
     difference = cmp["attribution"].sel(model="tuned") - cmp["attribution"].sel(model="base")
     split = cmp["attribution_write"] + cmp["attribution_readout"]
     assert float(abs(difference - split).max()) < 1e-9
@@ -261,7 +262,7 @@ def test_compare_reads_every_language_model(name, tokenizer):
     assert float(cmp["kl"].min()) >= 0
     last = cmp["lens_logit_diff"].isel(site=-1)
     assert float(abs(last - cmp["logit_diff"]).max()) < 1e-4 * max(1.0, scale)
-    same = interp.compare(base, base, prompts, tokenizer=tokenizer)
+    same = compare(base, base, prompts, tokenizer=tokenizer)
     zero = same["attribution"].sel(model="tuned") - same["attribution"].sel(model="base")
     assert float(abs(zero).max()) == float(same["kl"].max()) == float(same["pattern_js"].max()) == 0
     assert float(abs(same["attribution_write"]).max()) == float(abs(same["attribution_readout"]).max()) == 0
@@ -271,7 +272,7 @@ def test_a_soft_cap_is_linearised_with_its_error(tokenizer):
     size = len(tokenizer)
     models = [build("Gemma2ForCausalLM", seed, vocab_size=size) for seed in (0, 1)]
     prompts = interp.Prompts([" this movie was"], answers=(" bad", " good"))
-    cmp = interp.compare(*models, prompts, tokenizer=tokenizer, measures=["attribution", "logit_diff"])
+    cmp = compare(*models, prompts, tokenizer=tokenizer, measures=["attribution", "logit_diff"])
     capped = cmp["attribution_capped"].sum("component")
     assert float(abs(abs(capped - cmp["logit_diff"]) - cmp["linearisation_error"]).max()) < 1e-5
     raw, cap = cmp["attribution"].sum("component"), 3.0

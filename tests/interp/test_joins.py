@@ -16,6 +16,7 @@ from interp.io import write_json
 from interp.models.optimised import Optimised
 from interp.prompts import response_ends, response_texts
 from tests.conftest import save, tiny_gpt2, tiny_llama
+from tests.interp.comparisons import compare
 from tests.interp.test_models import classifier
 
 TEXTS = [
@@ -31,8 +32,9 @@ STEPS = 6
 
 def run(tokenizer, *, base=None, tuned=None, **options):
     scorer = options.pop("reward", None) or interp.RewardModel.load(classifier(), tokenizer=tokenizer, label="POS")
+    scorer = interp.load_reward(scorer, optimised=options.pop("optimised", None))
     models = base or tiny_gpt2(0), tuned or tiny_gpt2(1)
-    return interp.compare(*models, TEXTS, tokenizer=tokenizer, reward=scorer, max_new_tokens=STEPS, **options)
+    return compare(*models, TEXTS, tokenizer=tokenizer, reward=scorer, max_new_tokens=STEPS, **options)
 
 
 @pytest.fixture(scope="module")
@@ -126,25 +128,25 @@ def test_saved_and_loaded_with_its_joins(cmp, tmp_path):
 
 
 def test_a_comparison_without_a_reward_says_so(tokenizer):
-    plain = interp.compare(tiny_gpt2(0), tiny_gpt2(1), TEXTS, tokenizer=tokenizer, measures="kl")
+    plain = compare(tiny_gpt2(0), tiny_gpt2(1), TEXTS, tokenizer=tokenizer, measures="kl")
     for draw in (lambda: plain.implicit_reward, lambda: plain.token_join, plain.plot.implicit_reward):
         with pytest.raises(MeasureError, match="holds no (implicit reward|token join); compare with reward="):
             draw()
     with pytest.raises(MeasureError, match="implicit_reward joins a reward to the models; pass reward="):
-        interp.compare(tiny_gpt2(0), tiny_gpt2(1), TEXTS, tokenizer=tokenizer, measures="implicit_reward")
-    with pytest.raises(MeasureError, match="optimised says what was made of a reward's score; pass reward= too"):
-        interp.compare(tiny_gpt2(0), tiny_gpt2(1), TEXTS, tokenizer=tokenizer, optimised=Optimised(clip=1))
+        compare(tiny_gpt2(0), tiny_gpt2(1), TEXTS, tokenizer=tokenizer, measures="implicit_reward")
+    with pytest.raises(TypeError, match="no parameter 'optimised' any more; pass reward=interp.load_reward"):
+        compare(tiny_gpt2(0), tiny_gpt2(1), TEXTS, tokenizer=tokenizer, optimised=Optimised(clip=1))
 
 
 def test_what_the_samples_do_not_allow_is_left_out_and_said(tokenizer):
-    few = run(tokenizer, measures=["implicit_reward", "kl"], draws=4, optimised=np.zeros_like)
+    few = run(tokenizer, measures=["implicit_reward", "kl"], samples=4, optimised=np.zeros_like)
     assert "implicit_slope" not in few and "implicit_reward was left out: the reward is the same" in repr(few)
     with pytest.raises(MeasureError, match="implicit_reward was left out: the reward is the same"):
         _ = few.implicit_reward
-    less = run(tokenizer, draws=2)
-    assert "implicit_slope" not in less and "pass draws=4" in repr(less) and "join_signed_spearman" in less
+    less = run(tokenizer, samples=2)
+    assert "implicit_slope" not in less and "pass samples=4" in repr(less) and "join_signed_spearman" in less
     with pytest.raises(MeasureError, match="implicit_reward needs 4 draws or more, not 2; leave draws out"):
-        run(tokenizer, draws=2, measures="implicit_reward")
+        run(tokenizer, samples=2, measures="implicit_reward")
     with pytest.raises(
         MeasureError, match="optimised is an Optimised, a function of scores or a pair's folder, not a int"
     ):
@@ -161,7 +163,7 @@ def test_the_reward_as_optimised(tokenizer):
 def test_null_runs_and_replicates_are_joined_likewise(tokenizer):
     null, again = tiny_gpt2(5), tiny_gpt2(6)
     measures = ["implicit_reward", "token_join"]
-    found = run(tokenizer, measures=measures, control=null, replicates=[again])
+    found = run(tokenizer, measures=measures, controls=[null], replicates=[again])
     for row, model in (("control_low", null), ("replicate_low", again)):
         alone = run(tokenizer, tuned=model, measures=measures)
         frame, own = found.summary(), alone.summary()
@@ -210,11 +212,11 @@ def pair(tmp_path_factory, tokenizer):
 
 def test_a_pair_names_its_reward_and_how_it_was_clipped(pair, cmp, tokenizer):
     options = dict(max_new_tokens=STEPS, measures=["implicit_reward"])
-    found = interp.compare(pair.base, pair.tuned, TEXTS, reward=pair, **options)
-    again = interp.compare(pair.base, pair.tuned, TEXTS, reward=str(pair.path), **options)
+    found = compare(pair.base, pair.tuned, TEXTS, reward=pair, **options)
+    again = compare(pair.base, pair.tuned, TEXTS, reward=str(pair.path), **options)
     xr.testing.assert_identical(found.dataset, again.dataset)
-    scorer = interp.RewardModel.load(pair.reward, label="POS", output="logit")
-    by_hand = interp.compare(pair.base, pair.tuned, TEXTS, reward=scorer, optimised=pair, **options)
+    scorer = interp.load_reward(pair.reward, label="POS", output="logit", optimised=pair)
+    by_hand = compare(pair.base, pair.tuned, TEXTS, reward=scorer, **options)
     assert float(by_hand["implicit_slope"]) == float(found["implicit_slope"])
     raw = found["completion_reward"].values
     assert (np.abs(raw) > 0.5).any()
@@ -222,15 +224,15 @@ def test_a_pair_names_its_reward_and_how_it_was_clipped(pair, cmp, tokenizer):
     assert found.implicit_reward.dataset.attrs["beta"] == 0.1
     words = "is that of the pair"
     assert words not in repr(found) and words not in repr(by_hand)
-    other = interp.compare(pair.base, pair.checkpoints[10], TEXTS, reward=pair, **options)
+    other = compare(pair.base, pair.checkpoints[10], TEXTS, reward=pair, **options)
     assert "The reward is that of the pair" in repr(other) and "is another than this one" in repr(other)
     with pytest.raises(MeasureError, match="probes needs checkpoints; pass as reward="):
-        interp.compare(pair.base, pair.tuned, TEXTS, reward=scorer, measures="probes")
+        compare(pair.base, pair.tuned, TEXTS, reward=scorer, measures="probes")
 
 
 def test_a_pairs_checkpoints_show_its_training(pair, tmp_path):
     measures = ["over_optimisation", "probes"]
-    found = interp.compare(pair.base, pair.tuned, TEXTS, reward=pair, measures=measures, max_new_tokens=STEPS)
+    found = compare(pair.base, pair.tuned, TEXTS, reward=pair, measures=measures, max_new_tokens=STEPS)
     assert {"over-optimisation", "probes"} <= set(found.summary()["reading"])
     alone = reward.over_optimisation(pair, prompts=TEXTS, max_new_tokens=STEPS)
     for name in ("score", "kl", "reward_gain_lower", "kl_token"):
@@ -244,7 +246,7 @@ def test_a_pairs_checkpoints_show_its_training(pair, tmp_path):
         assert getattr(loaded.plot, name)().axes
     loaded.report(tmp_path / "report.html")
     assert "When a high reward could be read" in (tmp_path / "report.html").read_text()
-    every = interp.compare(pair.base, pair.tuned, TEXTS, reward=pair, measures="all", max_new_tokens=STEPS)
+    every = compare(pair.base, pair.tuned, TEXTS, reward=pair, measures="all", max_new_tokens=STEPS)
     assert json.loads(every.dataset.attrs["settings"])["measures"] == list(interp.MEASURES)
 
 
@@ -264,7 +266,7 @@ def test_a_pairs_checkpoints_can_be_asked_for_in_a_shell(pair, tmp_path, monkeyp
 
 def test_one_model_in_memory_joins_the_same(pair):
     both, one = (
-        interp.compare(pair.base, pair.tuned, TEXTS, reward=pair, max_new_tokens=STEPS, in_memory=how,
+        compare(pair.base, pair.tuned, TEXTS, reward=pair, max_new_tokens=STEPS, in_memory=how,
                        measures=["implicit_reward", "token_join"])
         for how in ("all", "one")
     )  # fmt: skip

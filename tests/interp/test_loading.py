@@ -18,6 +18,7 @@ from interp.models import Policy, RewardModel
 from interp.models.pretrained import load_model, load_tokenizer
 from interp.models.source import describe_source, locate, split_revision
 from tests.conftest import save, tiny_gpt2, tiny_llama
+from tests.interp.comparisons import compare
 from tests.interp.test_models import classifier
 
 ROOT = Path(__file__).parents[2]
@@ -126,7 +127,7 @@ class TestWeights:
             refused(message, Policy.load, folder, kind=LoadError)
 
     def test_a_folder_of_something_else(self, tmp_path, folder, tokenizer):
-        cmp = interp.compare(tiny_gpt2(), tiny_gpt2(), ["this"], tokenizer=tokenizer, measures=["kl"])
+        cmp = compare(tiny_gpt2(), tiny_gpt2(), ["this"], tokenizer=tokenizer, measures=["kl"])
         for file, message in (("pair.json", "is a pair, not a model; name its tuned/"), ("data.csv", "has no config")):
             other = tmp_path / file.partition(".")[0]
             other.mkdir()
@@ -191,7 +192,7 @@ class TestDeviceMap:
         plain = Policy.load(folder)
         for device_map in ("cpu", {"": "cpu"}, "auto"):
             policy = Policy.load(folder, device_map=device_map)
-            got = interp.compare(policy, plain, ["this movie was"], measures=["kl", "attribution", "lens"])
+            got = compare(policy, plain, ["this movie was"], measures=["kl", "attribution", "lens"])
             assert float(got["kl"].max()) == 0
 
     def test_hooks_of_accelerate_do_no_harm(self, folder, tmp_path):
@@ -205,12 +206,12 @@ class TestDeviceMap:
         spread = dispatch_model(model, parts, force_hooks=True)
         assert any(hasattr(module, "_hf_hook") for module in spread.modules())
         tokenizer = load_tokenizer(folder)
-        cmp = interp.compare(folder, spread, ["this movie was"], tokenizer=tokenizer, measures="all", max_new_tokens=2)
+        cmp = compare(folder, spread, ["this movie was"], tokenizer=tokenizer, measures="all", max_new_tokens=2)
         assert float(cmp["kl"].max()) == 0
         theirs = adapted(tiny_gpt2, target_modules=["c_attn"])
         adapter = write(theirs, tmp_path / "a", base_model_name_or_path=str(folder))
-        expected = interp.compare(folder, adapter, ["this movie was"], measures=["kl"])
-        got = interp.compare(spread, adapter, ["this movie was"], tokenizer=tokenizer, measures=["kl"])
+        expected = compare(folder, adapter, ["this movie was"], measures=["kl"])
+        got = compare(spread, adapter, ["this movie was"], tokenizer=tokenizer, measures=["kl"])
         np.testing.assert_allclose(got["kl"], expected["kl"], rtol=1e-4)
         assert float(got["kl"].max()) > 1e-3
 

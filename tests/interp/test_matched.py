@@ -11,6 +11,7 @@ import interp
 from interp.errors import LoadError, MeasureError, TokenizerMismatch
 from interp.models.matched import load_matched, shared_tokens
 from tests.conftest import WORDS, save, tiny_gpt2, tiny_llama
+from tests.interp.comparisons import compare
 from tests.interp.test_adapters import adapted, merged, write
 from tests.interp.test_models import classifier
 
@@ -44,12 +45,12 @@ def same(first, second, limit=1e-5):
 def test_an_adapter_compares_like_its_merged_model(pair):
     base, adapter, whole = pair
     options = dict(measures="all", max_new_tokens=4)
-    got, expected = (interp.compare(base, tuned, PROMPTS, **options) for tuned in (adapter, whole))
+    got, expected = (compare(base, tuned, PROMPTS, **options) for tuned in (adapter, whole))
     assert float(expected["kl"].max()) > 0.01 and float(expected["qk_change"].max()) > 0.01
     same(got, expected)
-    between = interp.compare(adapter, whole, PROMPTS, **options)
+    between = compare(adapter, whole, PROMPTS, **options)
     assert float(between["kl"].max()) < 1e-6 and float(between["param_change"].max()) < 1e-6
-    itself = interp.compare(adapter, adapter, PROMPTS, **options)
+    itself = compare(adapter, adapter, PROMPTS, **options)
     for name in ("kl", "pattern_js", "qk_change", "param_change", "attribution_write"):
         assert float(abs(itself[name]).max()) == 0, name
 
@@ -71,45 +72,45 @@ def test_the_adapter_shares_the_weights_of_base(pair):
 def test_a_module_is_given_back_as_it_was(pair, make_model, tokenizer):
     base = make_model()
     before, kinds = copy.deepcopy(base.state_dict()), [type(m) for m in base.modules()]
-    first = interp.compare(base, pair[1], PROMPTS, tokenizer=tokenizer, measures=["kl", "weights"])
+    first = compare(base, pair[1], PROMPTS, tokenizer=tokenizer, measures=["kl", "weights"])
     assert [type(m) for m in base.modules()] == kinds
     assert all(torch.equal(before[name], tensor) for name, tensor in base.state_dict().items())
     assert all(p.requires_grad for p in base.parameters())
-    same(first, interp.compare(*pair[::2], PROMPTS, measures=["kl", "weights"]))
+    same(first, compare(*pair[::2], PROMPTS, measures=["kl", "weights"]))
 
 
 def test_a_model_of_peft_and_the_base_inside_it(pair, make_model, family, tokenizer):
     theirs = adapted(make_model, target_modules=TARGETS[family])
     inside = theirs.get_base_model()
     measures = ["kl", "weights", "attribution"]
-    expected = interp.compare(*pair[::2], PROMPTS, measures=measures)
+    expected = compare(*pair[::2], PROMPTS, measures=measures)
     for base in (inside, make_model()):
         same(
-            interp.compare(base, theirs, PROMPTS, tokenizer=tokenizer, measures=["kl", "weights", "attribution"]),
+            compare(base, theirs, PROMPTS, tokenizer=tokenizer, measures=["kl", "weights", "attribution"]),
             expected,
         )
-    assert float(interp.compare(theirs, theirs, PROMPTS, tokenizer=tokenizer, measures=["kl"])["kl"].max()) == 0
+    assert float(compare(theirs, theirs, PROMPTS, tokenizer=tokenizer, measures=["kl"])["kl"].max()) == 0
     assert any("lora" in name for name, _ in theirs.named_modules())
 
 
 def test_an_adapter_of_another_base(tmp_path, tokenizer, pair, make_model, family):
     other = save(make_model(5), tmp_path / "other", tokenizer)
     with pytest.raises(LoadError, match=r"was made for .*base, and base is .*other; pass that as base, or"):
-        interp.compare(other, pair[1], PROMPTS)
+        compare(other, pair[1], PROMPTS)
     copied = save(make_model(), tmp_path / "copy", tokenizer)
-    assert interp.compare(copied, pair[1], PROMPTS, measures=["kl"])["kl"].max() > 0
+    assert compare(copied, pair[1], PROMPTS, measures=["kl"])["kl"].max() > 0
     insisted = interp.Policy.load(pair[1], base=other)
-    assert interp.compare(other, insisted, PROMPTS, measures=["kl"])["kl"].max() > 0
+    assert compare(other, insisted, PROMPTS, measures=["kl"])["kl"].max() > 0
     theirs = adapted(make_model, target_modules=TARGETS[family])
     nameless = write(theirs, tmp_path / "nameless", base_model_name_or_path=None)
     with pytest.raises(LoadError, match="does not name its base; pass base="):
         interp.Policy.load(nameless)
-    assert interp.compare(pair[0], nameless, PROMPTS, measures=["kl"])["kl"].max() > 0
+    assert compare(pair[0], nameless, PROMPTS, measures=["kl"])["kl"].max() > 0
     gone = write(theirs, tmp_path / "gone", base_model_name_or_path="/no/such/folder")
     with pytest.raises(LoadError, match="the base of the adapter .*there is no folder '/no/such/folder'"):
         interp.Policy.load(gone)
     named = write(theirs, tmp_path / "named", base_model_name_or_path="someone/else")
-    assert interp.compare(pair[0], named, PROMPTS, measures=["kl"])["kl"].max() > 0
+    assert compare(pair[0], named, PROMPTS, measures=["kl"])["kl"].max() > 0
 
 
 class TestVocabularies:
@@ -127,7 +128,7 @@ class TestVocabularies:
         return save(base, tmp_path / "b", tokenizer), save(tuned, tmp_path / "t", longer)
 
     def test_added_tokens_are_left_out_and_their_mass_is_told(self, extended, tokenizer):
-        cmp = interp.compare(*extended, PROMPTS, measures="all", max_new_tokens=8)
+        cmp = compare(*extended, PROMPTS, measures="all", max_new_tokens=8)
         assert (cmp["mass_outside"].sel(model="base") == 0).all()
         policy = interp.Policy.load(extended[1])
         size = len(tokenizer)
@@ -154,7 +155,7 @@ class TestVocabularies:
         longer.save_pretrained(adapter)
         whole = save(merged(theirs), tmp_path / "merged", longer)
         measures = ["next_token", "kl", "lens", "attribution", "weights"]
-        got, expected = (interp.compare(base, tuned, PROMPTS, measures=measures) for tuned in (adapter, whole))
+        got, expected = (compare(base, tuned, PROMPTS, measures=measures) for tuned in (adapter, whole))
         same(got, expected)
         assert float(got["mass_outside"].sel(model="tuned").min()) > 0
 
@@ -164,9 +165,7 @@ class TestVocabularies:
         with torch.no_grad():
             tuned.lm_head.weight[-1] *= 8
         base = save(tiny_llama(), tmp_path / "b", tokenizer)
-        cmp = interp.compare(
-            base, save(tuned, tmp_path / "t", longer), PROMPTS, measures=["completions"], max_new_tokens=8
-        )
+        cmp = compare(base, save(tuned, tmp_path / "t", longer), PROMPTS, measures=["completions"], max_new_tokens=8)
         texts = cmp["completion"].sel(source="tuned", draw=0).values
         scored = np.isfinite(cmp["response_kl"].sel(source="tuned", draw=0).values).sum(1)
         assert any("<more>" in text for text in texts)
@@ -175,15 +174,15 @@ class TestVocabularies:
 
     def test_padded_logits(self, tmp_path, tokenizer, make_model):
         tuned, options = make_model(1), dict(tokenizer=tokenizer, measures=["kl", "lens"])
-        expected = interp.compare(make_model(), copy.deepcopy(tuned), PROMPTS, **options)
+        expected = compare(make_model(), copy.deepcopy(tuned), PROMPTS, **options)
         tuned.resize_token_embeddings(len(tokenizer) + 18, mean_resizing=False)
-        got = interp.compare(make_model(), tuned, PROMPTS, **options)
+        got = compare(make_model(), tuned, PROMPTS, **options)
         np.testing.assert_allclose(got["kl"], expected["kl"], rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(got["lens_kl"], expected["lens_kl"], rtol=1e-4, atol=1e-6)
         assert "mass_outside" in got and "mass_outside" not in expected
         wide = make_model()
         wide.resize_token_embeddings(len(tokenizer) + 18, mean_resizing=False)
-        assert "mass_outside" not in interp.compare(wide, tuned, PROMPTS, tokenizer=tokenizer, measures=["kl"])
+        assert "mass_outside" not in compare(wide, tuned, PROMPTS, tokenizer=tokenizer, measures=["kl"])
 
     def test_different_tokenizers_leave_what_the_models_say(self, tmp_path, tokenizer):
         other = other_ids(tokenizer)
@@ -192,17 +191,17 @@ class TestVocabularies:
         with pytest.raises(
             TokenizerMismatch, match=r"differ from id .*next_token.* need one vocabulary: pass measures="
         ):
-            interp.compare(base, save(tiny_gpt2(1), tmp_path / "t2", other), PROMPTS)
+            compare(base, save(tiny_gpt2(1), tmp_path / "t2", other), PROMPTS)
         scorer = interp.RewardModel.load(classifier(), tokenizer=tokenizer, label="POS")
-        cmp = interp.compare(base, tuned, PROMPTS, measures=["completions"], reward=scorer, max_new_tokens=5)
+        cmp = compare(base, tuned, PROMPTS, measures=["completions"], reward=scorer, max_new_tokens=5)
         assert "response_kl" not in cmp and np.isfinite(cmp["completion_reward"]).all()
         assert len(cmp.summary()) >= 3 and "reward" in repr(cmp)
-        alone = interp.compare(tuned, tuned, PROMPTS, measures=["completions"], max_new_tokens=5)
+        alone = compare(tuned, tuned, PROMPTS, measures=["completions"], max_new_tokens=5)
         assert (alone["completion"].sel(source="base").values == cmp["completion"].sel(source="tuned").values).all()
         cmp.save(tmp_path / "out")
         cmp.report(tmp_path / "report.html")
         with pytest.raises(MeasureError, match="its own tuned version"):
-            interp.compare(base, tuned, PROMPTS, measures=["weights"], tokenizer="base")
+            compare(base, tuned, PROMPTS, measures=["weights"], tokenizer="base")
 
     def test_shared_tokens(self, tokenizer, longer):
         size = len(tokenizer)
@@ -212,7 +211,7 @@ class TestVocabularies:
 
     def test_tokenizer_named_for_a_loaded_module(self, tokenizer):
         with pytest.raises(LoadError, match="base is a loaded module and comes without a tokenizer"):
-            interp.compare(tiny_gpt2(), tiny_gpt2(), PROMPTS, tokenizer="base")
+            compare(tiny_gpt2(), tiny_gpt2(), PROMPTS, tokenizer="base")
 
 
 def other_ids(tokenizer):
@@ -231,9 +230,9 @@ def other_ids(tokenizer):
 def test_replicates_show_their_range(tmp_path, make_model, tokenizer):
     base, tuned, again, null = (make_model(seed) for seed in range(4))
     options = dict(tokenizer=tokenizer, measures=["logit_diff", "kl"])
-    cmp = interp.compare(base, tuned, PROMPTS, control=null, replicates=[again, tuned], **options)
+    cmp = compare(base, tuned, PROMPTS, controls=[null], replicates=[again, tuned], **options)
     frame = cmp.summary()
-    alone = [float(interp.compare(base, run, PROMPTS, **options).summary()["estimate"][0]) for run in (again, tuned)]
+    alone = [float(compare(base, run, PROMPTS, **options).summary()["estimate"][0]) for run in (again, tuned)]
     assert frame["replicate_low"][0] == pytest.approx(min(alone))
     assert frame["replicate_high"][0] == pytest.approx(max(alone))
     loaded = interp.Comparison.load(cmp.save(tmp_path / "out"))

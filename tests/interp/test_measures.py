@@ -24,8 +24,10 @@ from interp.measures.residual import cosine, residual
 from interp.measures.token_classes import TOKEN_CLASSES, is_punctuation, shares, token_classes
 from interp.models import Policy, RewardModel
 from interp.prompts import Prompts, make_batch
+from interp.sampling import Sampling
 from tests.conftest import tiny_gpt2
 from tests.interp.architectures import build
+from tests.interp.comparisons import compare
 from tests.interp.traced import ANSWERS, JOINED, TEXTS, traces
 
 
@@ -344,7 +346,7 @@ class TestAttention:
     def test_of_an_encoder_and_of_the_attention_to_it(self, tokenizer):
         size = len(tokenizer)
         models = [build("T5ForConditionalGeneration", seed=seed, vocab_size=size) for seed in (1, 2)]
-        cmp = interp.compare(*models, interp.Prompts(TEXTS), tokenizer=tokenizer, measures="attention")
+        cmp = compare(*models, interp.Prompts(TEXTS), tokenizer=tokenizer, measures="attention")
         assert cmp["encoder_pattern_js"].dims == ("prompt", "encoder_layer", "head")
         assert cmp["encoder_pattern_js"].sizes["encoder_layer"] == 3 and cmp["cross_pattern_js"].sizes["layer"] == 2
         assert "encoder_pattern_js_last" not in cmp
@@ -401,11 +403,11 @@ class TestAttention:
 class TestCompletions:
     def test_kl_along_own_samples_and_common_random_numbers(self, pair, tokenizer):
         ids = Prompts(TEXTS).tokenize(tokenizer).prompt_ids
-        found = completions(*pair, ids, max_new_tokens=6, batch_size=3, seed=4)
-        again = completions(*pair, ids, max_new_tokens=6, batch_size=1, seed=4)
+        found = completions(*pair, ids, sampling=Sampling(max_new_tokens=6), batch_size=3, seed=4)
+        again = completions(*pair, ids, sampling=Sampling(max_new_tokens=6), batch_size=1, seed=4)
         assert found["completion"].values.tolist() == again["completion"].values.tolist()
         np.testing.assert_allclose(found["response_kl"], again["response_kl"], atol=1e-4)
-        same = completions(pair[0], pair[0], ids, max_new_tokens=6, seed=4)["completion"]
+        same = completions(pair[0], pair[0], ids, sampling=Sampling(max_new_tokens=6), seed=4)["completion"]
         assert (same.sel(source="base").values == same.sel(source="tuned").values).all()
         for row, prompt in enumerate(ids):
             for source in (0, 1):
@@ -420,8 +422,8 @@ class TestCompletions:
 
     def test_more_draws_begin_with_the_same_one(self, pair, tokenizer):
         ids = Prompts(TEXTS).tokenize(tokenizer).prompt_ids
-        one = completions(*pair, ids, max_new_tokens=5, batch_size=3, seed=4)
-        three = completions(*pair, ids, max_new_tokens=5, batch_size=3, seed=4, draws=3)
+        one = completions(*pair, ids, sampling=Sampling(max_new_tokens=5), batch_size=3, seed=4)
+        three = completions(*pair, ids, sampling=Sampling(3, 5), batch_size=3, seed=4)
         assert three.sizes["draw"] == 3
         assert (three["completion"].values[:, :, :1] == one["completion"].values).all()
         np.testing.assert_allclose(three["response_kl"].isel(draw=[0]), one["response_kl"], atol=1e-5)
@@ -432,22 +434,22 @@ class TestCompletions:
 
         scorer = RewardModel.load(classifier(), tokenizer=tokenizer, label="POS")
         ids = Prompts(TEXTS).tokenize(tokenizer).prompt_ids
-        found = completions(*pair, ids, reward=scorer, max_new_tokens=5)
+        found = completions(*pair, ids, reward=scorer, sampling=Sampling(max_new_tokens=5))
         whole = [text + str(found["completion"].values[row, 1, 0]) for row, text in enumerate(TEXTS)]
         np.testing.assert_allclose(found["completion_reward"].values[:, 1, 0], scorer.score(whole), atol=1e-6)
 
     def test_a_long_prompt_shortens_no_other_prompts_response(self, tokenizer):
         pair = [Policy.load(tiny_gpt2(seed), tokenizer=tokenizer) for seed in (0, 1)]
         ids = [[5, 9, 2], [7] * 62, [8, 1]]  # of a context of 64
-        together = completions(*pair, ids, max_new_tokens=6, batch_size=3)
-        alone = completions(*pair, ids, max_new_tokens=6, batch_size=1)
+        together = completions(*pair, ids, sampling=Sampling(max_new_tokens=6), batch_size=3)
+        alone = completions(*pair, ids, sampling=Sampling(max_new_tokens=6), batch_size=1)
         assert together["completion"].values.tolist() == alone["completion"].values.tolist()
         steps = np.isfinite(together["response_kl"].sel(source="base")).sum("step").values.ravel()
         assert steps[1] <= 2 < max(steps[0], steps[2])
 
     def test_a_prompt_that_fills_the_context_gets_no_response(self, tokenizer):
         policy = Policy.load(tiny_gpt2(n_positions=8), tokenizer=tokenizer)
-        found = completions(policy, policy, [[1] * 8, [1] * 7], max_new_tokens=4, batch_size=1)
+        found = completions(policy, policy, [[1] * 8, [1] * 7], sampling=Sampling(max_new_tokens=4), batch_size=1)
         assert found["completion"].values[0, 0, 0] == "" and np.isnan(found["response_kl"].values[0]).all()
         assert np.isfinite(found["response_kl"].values[1, 0, 0]).tolist() == [True, False, False, False]
 

@@ -22,6 +22,7 @@ from interp.models.offload import AllInMemory, OneInMemory, TraceFile, offloaded
 from interp.prompts import make_batch
 from interp.sampling import Sampling
 from tests.conftest import save, tiny_gpt2
+from tests.interp.comparisons import compare
 from tests.interp.traced import JOINED
 
 TEXTS = """this movie was really|the plot was|great acting and a very boring film|fun|a film|the acting was very|
@@ -87,8 +88,8 @@ def test_through_compare_with_a_null_run_a_replicate_and_a_reward(folders, token
 
     scorer = interp.RewardModel.load(classifier(), tokenizer=tokenizer, label="POS")
     base, tuned, other = folders
-    options = dict(measures="all", control=[other], replicates=[other], reward=scorer, max_new_tokens=3, batch_size=3)
-    both = [interp.compare(base, tuned, TEXTS, in_memory=how, **options) for how in ("all", "one")]
+    options = dict(measures="all", controls=[other], replicates=[other], reward=scorer, max_new_tokens=3, batch_size=3)
+    both = [compare(base, tuned, TEXTS, in_memory=how, **options) for how in ("all", "one")]
     for expected, got in zip(*([c.dataset, *c.controls, *c.replicates] for c in both), strict=True):
         xr.testing.assert_identical(expected, got)
 
@@ -155,7 +156,7 @@ class TestScratch:
             with pytest.raises(
                 InterpError, match=f"cannot write a scratch file in {scratch} .*; make room there"
             ) as at:
-                interp.compare(base, tuned, TEXTS, in_memory="one", measures=["kl"])
+                compare(base, tuned, TEXTS, in_memory="one", measures=["kl"])
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, old)
             signal.signal(signal.SIGXFSZ, handler)
@@ -230,18 +231,18 @@ class TestMapped:
     def test_a_loaded_module_is_refused(self, tokenizer, tmp_path):
         folder = tmp_path / "base"
         with pytest.raises(LoadError, match='in_memory="one" reads models from their files, tuned is a loaded GPT2LM'):
-            interp.compare(save(tiny_gpt2(), folder, tokenizer), tiny_gpt2(), TEXTS, in_memory="one")
+            compare(save(tiny_gpt2(), folder, tokenizer), tiny_gpt2(), TEXTS, in_memory="one")
 
     def test_another_word_is_refused(self, folders):
         with pytest.raises(PromptError, match='in_memory is "all" or "one", not \'two\''):
-            interp.compare(folders[0], folders[1], TEXTS, in_memory="two")
+            compare(folders[0], folders[1], TEXTS, in_memory="two")
 
 
 def test_progress_counts_to_the_end(make_model, tokenizer):
     told = []
     base, tuned, null = (Policy.load(make_model(seed), tokenizer=tokenizer) for seed in (1, 2, 3))
     options = dict(measures="all", batch_size=3, max_new_tokens=2, progress=lambda *event: told.append(event))
-    interp.compare(base, tuned, TEXTS, control=[null], **options)
+    compare(base, tuned, TEXTS, controls=[null], **options)
     assert [event for event in told if event[0] == "prompts"] == [("prompts", done, 6) for done in range(1, 7)]
     assert {event[0] for event in told} == {"prompts", "weights", "completions", "attention patterns"}
     assert all(0 <= done <= total for _, done, total in told)
@@ -250,10 +251,10 @@ def test_progress_counts_to_the_end(make_model, tokenizer):
 def test_kept_examples_are_those_that_would_be_traced_again(make_model, tokenizer, monkeypatch):
     base, tuned = (Policy.load(make_model(seed), tokenizer=tokenizer) for seed in (1, 2))
     prompts = interp.Prompts(TEXTS, continuations=[" very bad film"] * len(TEXTS))
-    kept = interp.compare(base, tuned, prompts, measures=["attention"])["pattern"]
+    kept = compare(base, tuned, prompts, measures=["attention"])["pattern"]
     monkeypatch.setattr("interp.measures.attention.KEPT_BYTES", 0)
-    again = interp.compare(base, tuned, prompts, measures=["attention"])["pattern"]
-    small = interp.compare(base, tuned, prompts, measures=["attention"], batch_size=1)["pattern"]
+    again = compare(base, tuned, prompts, measures=["attention"])["pattern"]
+    small = compare(base, tuned, prompts, measures=["attention"], batch_size=1)["pattern"]
     for other in (again, small):
         assert other.dims == kept.dims and other.sizes == kept.sizes
         np.testing.assert_allclose(kept, other, atol=1e-5)

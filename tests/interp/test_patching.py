@@ -11,12 +11,10 @@ from interp.errors import FidelityError, MeasureError, PromptError
 from interp.families import Parts
 from interp.hooks import Site
 from interp.metrics import reading
-from interp.patching import ablation, activation_patching
-from interp.patching.recording import record
-from interp.patching.replay import verify
-from interp.patching.sweep import sweep
+from interp.patching import ablation, activation_patching, patch_runs, runs_of
+from interp.patching.recording import activations, captured_sites, record, values_of
+from interp.patching.replay import sweep, verify
 from interp.patching.targets import NAMES, Intervention, Target, interventions
-from interp.patching.values import activations, captured_sites, values_of
 from interp.prompts import make_batch
 from tests.conftest import tiny_gpt2
 from tests.interp import architectures
@@ -177,8 +175,8 @@ def test_everything_patched_is_the_source_and_what_is_left_is_the_readout(pair):
     """All that enters the last block's end comes from the source; the readout alone is the rest."""
     layers = pair[0].parts.n_layers
     last = {("resid_post", layers - 1): None}
-    found = activation_patching(*pair, Prompts(TEXTS, answers=("c", "d")), sites=[last], random_sets=0)
-    backwards = activation_patching(*pair[::-1], Prompts(TEXTS, answers=("c", "d")), sites=[last], random_sets=0)
+    found = activation_patching(*pair, Prompts(TEXTS, answers=("c", "d")), sites=[last], draws=0)
+    backwards = activation_patching(*pair[::-1], Prompts(TEXTS, answers=("c", "d")), sites=[last], draws=0)
     with torch.no_grad():
         residual = record(pair[1].parts, _batch(pair[1])).at(_batch(pair[1]).last_prompt[:, None])[:, 0]
         logits = pair[0].parts.logits(residual).double()
@@ -225,7 +223,7 @@ def test_logprob_and_a_metric_of_ones_own(pair):
 
 def test_batch_size_and_chunks_change_nothing(pair):
     one = activation_patching(*pair, Prompts(TEXTS), sites=["z", "mlp_out"], batch_size=16)
-    other = activation_patching(*pair, Prompts(TEXTS), sites=["z", "mlp_out"], batch_size=2, tokens=8)
+    other = patch_runs(runs_of(*pair, Prompts(TEXTS)), sites=["z", "mlp_out"], batch_size=2, tokens=8)
     np.testing.assert_allclose(one["effect"], other["effect"], atol=1e-5)
 
 
@@ -245,8 +243,8 @@ def test_maps_have_layers_heads_and_tokens(pair):
         found.map("q")
 
 
-def test_sets_stand_beside_random_sets(pair):
-    found = activation_patching(*pair, Prompts(TEXTS), sites=[{("z", 0): [0, 1]}, "mlp_out"], random_sets=7)
+def test_sets_stand_beside_draws(pair):
+    found = activation_patching(*pair, Prompts(TEXTS), sites=[{("z", 0): [0, 1]}, "mlp_out"], draws=7)
     beside = found["random_recovery"]
     assert beside.shape == (1 + pair[0].parts.n_layers, 7)
     assert np.isfinite(beside.values[0]).all() and np.isnan(beside.values[1:]).all()
@@ -257,7 +255,7 @@ def test_clean_and_corrupted_runs_of_one_model(pair):
     model = pair[0]
     prompts = Prompts(TEXTS, corrupted=[text.replace("a", "o").replace("d", "c") for text in TEXTS])
     last = {("resid_post", model.parts.n_layers - 1): None}
-    found = activation_patching(model, model, prompts, sites=last, metric="kl", random_sets=0)
+    found = activation_patching(model, model, prompts, sites=last, metric="kl", draws=0)
     assert found["recovery"].values == pytest.approx([1.0])  # the last residual is all that the logits depend on
     turned = activation_patching(model, model, prompts, sites="mlp_out", metric="kl", recipient_reads="clean")
     assert float(turned["recipient"].sum()) != pytest.approx(float(found["recipient"].sum()))
@@ -367,7 +365,7 @@ def test_interventions_read_well():
     assert str(Intervention((site, Target(Site("mlp_out", 3))), -1)) == "L10.z.H4+9 & L3.mlp_out at -1"
 
 
-def test_random_sets_are_others_and_each_comes_once(pair):
+def test_draws_are_others_and_each_comes_once(pair):
     layers = pair[0].parts.n_layers
     whole = {("mlp_out", layer): None for layer in range(layers)}
     found = activation_patching(*pair, Prompts(TEXTS), sites=[{("mlp_out", 0): None, ("mlp_out", 1): None}, whole])
@@ -400,13 +398,15 @@ def test_a_metric_that_is_not_finite_is_an_error(pair):
         activation_patching(*pair, Prompts(TEXTS), sites="mlp_out", metric=nan_at_three)
 
 
-@pytest.mark.parametrize(("name", "value"), [("batch_size", 0), ("tokens", 0), ("seed", -1), ("random_sets", -1)])
+@pytest.mark.parametrize(("name", "value"), [("batch_size", 0), ("tokens", 0), ("seed", -1), ("draws", -1)])
 def test_settings_out_of_range_are_refused(pair, name, value):
     with pytest.raises(MeasureError, match=f"{name} is a whole number from"):
-        activation_patching(*pair, Prompts(TEXTS), sites="mlp_out", **{name: value})
+        patch_runs(runs_of(*pair, Prompts(TEXTS)), sites="mlp_out", **{name: value})
 
 
-def test_loaded_modules_come_with_a_tokenizer(pair, tokenizer):
-    found = activation_patching(*(each.model for each in pair), TEXTS, sites="mlp_out", tokenizer=tokenizer)
+def test_a_module_reads_with_the_recipients_tokenizer(pair, tokenizer):
+    with pytest.raises(TypeError, match=r"no parameter tokenizer; pass a model that was loaded so: interp.load"):
+        activation_patching(*(each.model for each in pair), TEXTS, sites="mlp_out", tokenizer=tokenizer)
+    found = activation_patching(pair[0], pair[1].model, TEXTS, sites="mlp_out")
     same = activation_patching(*pair, TEXTS, sites="mlp_out")
     np.testing.assert_allclose(found["effect"], same["effect"])

@@ -7,14 +7,18 @@ from interp import Policy, Prompts
 from interp.families import Parts
 from interp.hooks import Site, has_site, patch
 from interp.metrics import at_columns
-from interp.patching.decoding import InStep
-from interp.patching.generation import reward_patching
-from interp.patching.opening import Runs
-from interp.patching.recording import run_to_the_last_residual
-from interp.patching.rows import edits, writes
+from interp.patching import Runs, open_runs, reward_runs
+from interp.patching.generation import InStep
+from interp.patching.recording import (
+    activations,
+    captured_sites,
+    run_to_the_last_residual,
+    substitutions,
+    values_of,
+)
 from interp.patching.targets import HEADS, Intervention, Target
-from interp.patching.values import activations, captured_sites, values_of
 from interp.prompts import TokenizedPrompts, make_batch
+from interp.sampling import Sampling
 from tests.interp import architectures
 from tests.interp.test_patching_extras import TEXTS, length_and_es, policies
 
@@ -48,7 +52,7 @@ def test_texts_read_token_by_token_with_a_cache_are_whole_passes(name):
                 change = {}
                 if patched is not None:
                     store, _ = activations(source, batch, captured_sites([patched]))
-                    change = edits(writes([patched], batch, values_of(source, store)))
+                    change = substitutions([patched], batch, values_of(source, store))
                 with patch(recipient, change):
                     final, _ = run_to_the_last_residual(recipient, batch)
                 expected = recipient.logits(at_columns(final, (batch.first + batch.lengths - 1)[:, None])[:, 0])
@@ -61,9 +65,9 @@ def test_a_cache_changes_no_sample(tokenizer, positions):
     both = policies("LlamaForCausalLM", tokenizer, noise=0.1)
     sites = [Site("mlp_out", 1), {("k", 1): [1]}, {("z", 0): [1], ("resid_pre", 1): None}]
     found = [
-        reward_patching(
-            *both, Prompts(TEXTS), length_and_es, sites=sites, positions=positions, samples=2, max_new_tokens=5,
-            random_sets=1, short_cut=each, batch_size=5,
+        reward_runs(
+            open_runs(*both, Prompts(TEXTS)), length_and_es, sites=sites, positions=positions,
+            sampling=Sampling(samples=2, max_new_tokens=5), draws=1, short_cut=each, batch_size=5,
         )
         for each in (True, False)
     ]  # fmt: skip

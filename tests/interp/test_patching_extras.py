@@ -14,14 +14,10 @@ from interp.errors import LoadError, MeasureError
 from interp.hooks import Site
 from interp.models.running import forward_inputs
 from interp.models.value_head import ValueHead, values_along
-from interp.patching import activation_patching
-from interp.patching.generation import reward_patching
-from interp.patching.search import smallest_set
-from interp.patching.steering import steering
-from interp.patching.value import value_reading
-from interp.patching.values import activations
+from interp.patching import activation_patching, reward_patching, smallest_set, steering, value_reading
+from interp.patching.recording import activations
 from interp.prompts import make_batch
-from interp.sampling import choose, end_ids, sample, uniforms
+from interp.sampling import Sampling, choose, end_ids, sample, uniforms
 from tests.interp import architectures
 
 TEXTS = ["the cat sat", "a dog", "the bird sang on", "fun"]
@@ -41,8 +37,9 @@ def policies(name, tokenizer, noise=None):
     return [Policy.load(each, tokenizer=tokenizer) for each in (first, second)]
 
 
-def length_and_es(texts):
-    return [len(text) + 3.0 * text.count("e") for text in texts]
+def length_and_es(samples, prompts, outputs):
+    assert all(s == p + o for s, p, o in zip(samples, prompts, outputs, strict=True))
+    return [len(text) + 3.0 * text.count("e") for text in samples]
 
 
 def one_by_one(pair, prompts, site, unit, *, only_prompt, samples, steps, seed):
@@ -108,8 +105,7 @@ def test_texts_under_a_patch_equal_a_plain_loop(name, positions, tokenizer):
         length_and_es,
         sites=sets,
         positions=positions,
-        samples=2,
-        max_new_tokens=5,
+        sampling=Sampling(samples=2, max_new_tokens=5),
         batch_size=3,
         seed=4,
     )
@@ -124,7 +120,7 @@ def test_unpatched_samples_are_those_of_sampling_and_the_reward_is_their_mean(to
     pair = policies("GPT2LMHeadModel", tokenizer)
     prompts = Prompts(TEXTS)
     found = reward_patching(
-        *pair, prompts, length_and_es, sites=Site("mlp_out", 2), samples=3, max_new_tokens=6, seed=7
+        *pair, prompts, length_and_es, sites=Site("mlp_out", 2), sampling=Sampling(samples=3, max_new_tokens=6), seed=7
     )
     ids = list(prompts.tokenize(tokenizer).prompt_ids) * 3
     for name, policy in zip(("recipient", "source"), pair, strict=True):
@@ -133,7 +129,7 @@ def test_unpatched_samples_are_those_of_sampling_and_the_reward_is_their_mean(to
         texts = np.array([tokenizer.decode(row, skip_special_tokens=True) for row in said]).reshape(3, -1).T
         assert found[f"{name}_completion"].values.tolist() == texts.tolist()
         whole = [tokenizer.decode([*p, *r], skip_special_tokens=True) for p, r in zip(ids, said, strict=True)]
-        expected = np.array(length_and_es(whole)).reshape(3, -1).mean(0)
+        expected = np.array(length_and_es(whole, whole, [""] * len(whole))).reshape(3, -1).mean(0)
         np.testing.assert_allclose(found[name].values, expected)
     assert "reward of the recipient" in repr(found) and found.dataset.attrs["samples"] == 3
 
@@ -146,7 +142,11 @@ def test_a_patch_of_the_last_residual_writes_what_the_source_writes(tokenizer):
             if "wte" in name or "ln_f" in name:
                 parameter.copy_(dict(pair[0].model.named_parameters())[name])
     found = reward_patching(
-        *pair, Prompts(MANY[:9]), length_and_es, sites=[Site("resid_post", 2)], samples=2, max_new_tokens=5
+        *pair,
+        Prompts(MANY[:9]),
+        length_and_es,
+        sites=[Site("resid_post", 2)],
+        sampling=Sampling(samples=2, max_new_tokens=5),
     )
     assert found["completion"].values[:, 0].tolist() == found["source_completion"].values.tolist()
     gap = found["source"].values - found["recipient"].values
@@ -154,19 +154,21 @@ def test_a_patch_of_the_last_residual_writes_what_the_source_writes(tokenizer):
     assert np.ptp(gap) > 0
 
 
-def test_random_sets_and_hooks_and_bad_rewards(tokenizer):
+def test_draws_and_hooks_and_bad_rewards(tokenizer):
     pair = policies("LlamaForCausalLM", tokenizer)
     pair[0].model.train()
-    job = {"sites": {("z", 0): [0, 1]}, "samples": 1, "max_new_tokens": 3}
-    found = reward_patching(*pair, Prompts(TEXTS), length_and_es, random_sets=3, **job)
+    job = {"sites": {("z", 0): [0, 1]}, "sampling": Sampling(samples=1, max_new_tokens=3)}
+    found = reward_patching(*pair, Prompts(TEXTS), length_and_es, draws=3, **job)
     assert found["random_recovery"].shape == (1, 3)
     assert pair[0].model.training
-    with pytest.raises(MeasureError, match="one finite number a text"):
-        reward_patching(*pair, Prompts(TEXTS), lambda texts: [np.nan] * len(texts), **job)
-    with pytest.raises(ZeroDivisionError):
-        reward_patching(*pair, Prompts(TEXTS), lambda texts: 1 / 0, **job)
-    with pytest.raises(MeasureError, match="at least 1"):
-        reward_patching(*pair, Prompts(TEXTS), length_and_es, **{**job, "samples": 0})
+    with pytest.raises(MeasureError, match="finite numbers, one a sample"):
+        reward_patching(*pair, Prompts(TEXTS), lambda samples, **_: [np.nan] * len(samples), **job)
+    with pytest.raises(MeasureError, match="ZeroDivisionError"):
+        reward_patching(*pair, Prompts(TEXTS), lambda **_: 1 / 0, **job)
+    with pytest.raises(MeasureError, match="is called as"):
+        reward_patching(*pair, Prompts(TEXTS), lambda texts: [0.0] * len(texts), **job)
+    with pytest.raises(TypeError, match=r"no parameter samples; pass sampling=Sampling\(samples=...\)"):
+        reward_patching(*pair, Prompts(TEXTS), length_and_es, samples=2, **job)
     for policy in pair:
         assert not any(module._forward_hooks or module._forward_pre_hooks for module in policy.model.modules())
 
@@ -184,7 +186,7 @@ def planted(tokenizer):
 
 
 def test_the_planted_heads_are_the_smallest_set(planted):
-    found = smallest_set(*planted, Prompts(MANY), sites="result", target=0.999, random_sets=5)
+    found = smallest_set(*planted, Prompts(MANY), sites="result", target=0.999, draws=5)
     assert set(found["added"].values) == {"L1.result.H2", "L2.result.H0"} and found.size == 2
     np.testing.assert_allclose(found["recovery"].values[-1], 1.0, atol=1e-3)
     assert found.dataset.attrs["same_prompts"] == 0
@@ -204,12 +206,12 @@ def test_a_metric_of_ones_own_is_told_the_prompts_numbers(planted) -> None:
         asked.append(set(rows.tolist()))
         return logits[:, 1] - logits[:, 2] + 9.0 * rows
 
-    found = smallest_set(*planted, Prompts(MANY), sites="result", metric=own, random_sets=0, most=1)
+    found = smallest_set(*planted, Prompts(MANY), sites="result", metric=own, draws=0, most=1)
     even, odd = ({each for each in range(len(MANY)) if each % 2 == side} for side in (0, 1))
     assert set().union(*asked) == even | odd
     assert all(each <= even or each <= odd for each in asked)
     assert found.dataset.attrs["metric"] == "own"
-    steered = steering(*planted, Prompts(MANY), site=("resid_post", 0), doses=(0.0,), metric=own, random_directions=0)
+    steered = steering(*planted, Prompts(MANY), site=("resid_post", 0), doses=(0.0,), metric=own, draws=0)
     assert np.ptp(steered["recipient"].values) > 9.0 * 15
 
 
@@ -228,7 +230,7 @@ def test_steering_equals_a_plain_hook(name, tokenizer):
     pair = policies(name, tokenizer, noise=0.05)
     prompts = Prompts(MANY, answers=(" bad", " good"))
     site = Site("resid_post", 1)
-    found = steering(*pair, prompts, site=("resid_post", 1), doses=(0, 0.5, 2), random_directions=3, batch_size=4)
+    found = steering(*pair, prompts, site=("resid_post", 1), doses=(0, 0.5, 2), draws=3, batch_size=4)
     tokens = prompts.tokenize(tokenizer)
     rows = [
         (make_batch([ids], answers=tokens.answer_ids[[number]]), number) for number, ids in enumerate(tokens.prompt_ids)
@@ -305,7 +307,9 @@ def test_values_along_a_response_equal_the_trainers(name, tokenizer, tmp_path):
 def test_the_embedded_pairs_value_head(tmp_path):
     pair = CheckpointPair.load("interp/data/demo")
     scorer = RewardModel.load(str(pair.reward), label="negative")
-    reading = value_reading(pair.tuned, pair.path, ["This movie was really", "The plot was"], scorer, samples=8)
+    reading = value_reading(
+        pair.tuned, pair.path, ["This movie was really", "The plot was"], scorer, sampling=Sampling(samples=8)
+    )
     values, rewards = reading["value"].values, reading["reward"].values
     assert values.shape == (2, 8, 25) and np.isfinite(values[:, :, 0]).all()
     here = np.isfinite(values[:, :, 3])

@@ -12,8 +12,7 @@ from interp import Policy, Prompts
 from interp.errors import MeasureError, PromptError, TokenizerMismatch
 from interp.hooks import Site, has_site
 from interp.models import RewardModel
-from interp.patching import ablation, activation_patching, attribution_patching, smallest_set
-from interp.patching.steering import steering
+from interp.patching import ablation, activation_patching, attribution_patching, smallest_set, steering
 from interp.patching.targets import NAMES
 from interp.plot import patching as drawing
 from interp.reward.direct import direct_attribution
@@ -167,7 +166,7 @@ def test_every_site_equals_whole_passes_of_single_texts_under_torch_hooks(name, 
     where = POSITIONS[position]
     texts = TEXTS if position != "0 and 2" else [text for text in TEXTS if " " in text]
     found = activation_patching(
-        recipient, source, texts, sites=sites, random_sets=0, batch_size=3,
+        recipient, source, texts, sites=sites, draws=0, batch_size=3,
         positions=position if isinstance(where, slice) or where == [-1] else where,
     )  # fmt: skip
     assert found.dataset.attrs["metric"] == "score" and found.dataset.attrs["units"] == "logits"
@@ -197,7 +196,7 @@ def test_the_short_cut_equals_whole_passes(name):
         texts = TEXTS if positions == "all" else TEXTS[:2]
         both = [
             activation_patching(
-                recipient, source, texts, sites=sites, positions=positions, random_sets=0, short_cut=each, batch_size=3
+                recipient, source, texts, sites=sites, positions=positions, draws=0, short_cut=each, batch_size=3
             )["effect"].values
             for each in (True, False)
         ]
@@ -268,12 +267,12 @@ def test_one_model_on_clean_and_corrupted_texts():
     model = random_model("BertForSequenceClassification")
     prompts = Prompts(MANY, corrupted=WORSE)
     last = {("resid_post", 2): None}
-    found = activation_patching(model, model, prompts, sites=[last, "resid_pre"], random_sets=0)
+    found = activation_patching(model, model, prompts, sites=[last, "resid_pre"], draws=0)
     assert float(found["recovery"][0]) == pytest.approx(1.0, abs=1e-5)
     np.testing.assert_allclose(found["recipient"], model.score(WORSE), atol=1e-6)
     np.testing.assert_allclose(found["source"], model.score(MANY), atol=1e-6)
     assert "readout" not in found.dataset
-    turned = activation_patching(model, model, prompts, sites=last, random_sets=0, recipient_reads="clean")
+    turned = activation_patching(model, model, prompts, sites=last, draws=0, recipient_reads="clean")
     np.testing.assert_allclose(turned["recipient"], model.score(MANY), atol=1e-6)
     by_token = activation_patching(model, model, prompts, sites="resid_pre", positions="each")
     assert by_token.map("resid_pre").shape == (3, 6)  # [CLS] the film was good [SEP]
@@ -285,7 +284,7 @@ def test_one_model_on_clean_and_corrupted_texts():
 def test_ablation_by_hand(by):
     model = random_model("DistilBertForSequenceClassification")
     plain = Plain(model)
-    found = ablation(model, TEXTS, by=by, sites=["mlp_out", {("z", 1): [2]}], random_sets=0)
+    found = ablation(model, TEXTS, by=by, sites=["mlp_out", {("z", 1): [2]}], draws=0)
     assert "recovery" not in found.dataset and found.dataset.attrs["units"] == "logits"
     ids = [model.tokenizer(text)["input_ids"] for text in TEXTS]
     for column, (site, layer, unit) in enumerate([*(("mlp_out", layer, 0) for layer in range(3)), ("z", 1, 2)]):
@@ -347,7 +346,7 @@ def test_integrated_gradients_sum_to_the_exact_effect():
 def test_the_smallest_set_of_a_reward_model():
     recipient, source = pair("LlamaForSequenceClassification", "softmax")
     texts = [f"{text} {mark}" for text in MANY for mark in ("!", ".")]
-    found = smallest_set(recipient, source, texts, sites="mlp_out", random_sets=2, most=2, metric="kl")
+    found = smallest_set(recipient, source, texts, sites="mlp_out", draws=2, most=2, metric="kl")
     assert found.dataset.attrs["metric"] == "kl" and found.dataset.attrs["units"] == "nats"
 
 
@@ -519,7 +518,7 @@ class TestMistakes:
     def test_what_is_not_loaded(self, model, as_a_user):
         with pytest.raises(MeasureError, match="the source is a loaded model too"):
             activation_patching(model, "somewhere", MANY)
-        with pytest.raises(MeasureError, match="dtype would change nothing"):
+        with pytest.raises(TypeError, match="no parameter dtype; pass a model that was loaded so"):
             ablation(model, MANY, dtype="float32")
         with pytest.raises(PromptError, match="its own run on the same prompts"):
             activation_patching(model, model, MANY)

@@ -7,12 +7,11 @@ import pytest
 import torch
 
 from interp import Policy, Prompts
-from interp.circuits import Graph
-from interp.circuits.paths import path_patching
+from interp.circuits import Graph, path_patching
 from interp.errors import MeasureError
 from interp.hooks import Site, capture, patch
 from interp.models.running import forward_inputs
-from interp.patching.values import activations
+from interp.patching.recording import activations
 from tests.interp import architectures
 
 TEXTS = ["the cat sat", "a dog ran", "the bird sang on", "fun"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 
 import numpy as np
@@ -11,9 +10,10 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from interp import circuits
-from interp.circuits.comparison import CircuitComparison
+from interp.circuits.compare import CircuitComparison
 from interp.circuits.verdict import verdict
 from interp.errors import MeasureError
+from interp.models import Policy
 from interp.plot import circuits as drawing
 from interp.prompts import Prompts
 from tests.conftest import tiny_gpt2
@@ -23,8 +23,9 @@ from tests.interp.test_circuits import ANSWERS, OTHER, WIDE
 @pytest.fixture(scope="module")
 def compared(tokenizer) -> CircuitComparison:
     pairs = Prompts(WIDE, corrupted=OTHER, answers=ANSWERS)
-    options = {"sizes": [20, 60, 262], "steps": 1, "random": 1, "draws": 4, "tokenizer": tokenizer}
-    return circuits.compare(tiny_gpt2(), tiny_gpt2(seed=5), pairs, **options)
+    selection = circuits.Selection(steps=1, splits=4)
+    base, tuned = (Policy.load(tiny_gpt2(seed=seed), tokenizer=tokenizer) for seed in (0, 5))
+    return circuits.compare(base, tuned, pairs, sizes=[20, 60, 262], selection=selection, draws=1)
 
 
 def _texts(figure: Figure) -> str:
@@ -46,16 +47,16 @@ def test_a_comparison_is_drawn_at_both_widths(compared, width) -> None:
 
 @pytest.mark.parametrize("model", ["base", "tuned"])
 def test_a_circuit_is_drawn_with_the_nodes_on_its_paths(compared, model) -> None:
-    names = _texts(drawing.circuit(compared, model)).split("\n")
+    names = _texts(compared.plot.circuit(model)).split("\n")
     assert set(compared.circuits[model].nodes) | {"logits"} <= set(names)
     assert not set(compared.scores[model].graph.nodes) - set(compared.circuits[model].nodes) & set(names) - {"input"}
 
 
 def test_the_widest_edge_is_the_strongest(compared) -> None:
     scores, chosen = compared.scores["base"], compared.circuits["base"]
-    figure = drawing.graph(scores, chosen.edges)
+    figure = scores.plot.graph(chosen.edges)
     widths = [patch.get_linewidth() for patch in figure.axes[0].patches if hasattr(patch, "get_connectionstyle")]
-    assert len(widths) == len(chosen.connected)
+    assert len(widths) == chosen.connected.size
     assert max(widths) == pytest.approx(0.4 + 5.2)
     with pytest.raises(MeasureError, match="no edge lies on a path"):
         drawing.graph(scores, [])
@@ -65,18 +66,18 @@ def test_a_curve_that_was_refused_says_why(compared) -> None:
     data = xr.Dataset(
         {
             "faithfulness": ("size", [0.2, 0.9]),
-            "low": ("size", [0.1, 0.8]),
-            "high": ("size", [0.3, 1.0]),
+            "faithfulness_low": ("size", [0.1, 0.8]),
+            "faithfulness_high": ("size", [0.3, 1.0]),
             "random": (("draw", "size"), [[0.0, 0.1]]),
         },
         coords={"size": [5, 50]},
         attrs={"reason": ""},
     )
-    curve = circuits.Faithfulness(data, ())
-    assert "What a circuit carries" in _texts(drawing.faithfulness(curve))
+    curve = circuits.Faithfulness(data)
+    assert "What a circuit carries" in _texts(curve.plot.faithfulness())
     nothing = data.assign(faithfulness=data["faithfulness"] * np.nan).assign_attrs(reason="the interval holds 0")
     with pytest.raises(MeasureError, match="no faithfulness to draw: the interval holds 0"):
-        drawing.faithfulness(dataclasses.replace(curve, dataset=nothing))
+        circuits.Faithfulness(nothing).plot.faithfulness()
 
 
 def _data(**changes) -> xr.Dataset:
@@ -98,7 +99,9 @@ def _data(**changes) -> xr.Dataset:
             "random_faithfulness": (("draw", "model", "size"), np.full((1, 2, 1), values["random"])),
             "excess": ("size", [values["excess"][0]]),
             "excess_low": ("size", [values["excess"][1]]),
-            "effect_change": ("bound", list(values["change"])),
+            "effect_change": values["change"][0],
+            "effect_change_low": values["change"][1],
+            "effect_change_high": values["change"][2],
             "effect_of_corruption": (("prompt", "model"), np.tile(values["effects"], (9, 1))),
             "state": ("component", np.array(values["states"], dtype=object)),
             "edge_overlap": ("size", [0.6]),
@@ -109,8 +112,8 @@ def _data(**changes) -> xr.Dataset:
             "run_faithfulness": (("run", "size"), np.full((count, 1), 0.9 - values.get("control_excess", 0.0))),
         },
         coords={"circuit": ["base", "tuned"], "model": ["base", "tuned"], "size": [120],
-                "pair": ["base-base", "tuned-tuned", "base-tuned"]},
-        attrs={"size": 120, "controls": count, "reason_base": "R", "reason_tuned": "R"},
+                "pair": ["base-base", "tuned-tuned", "base-tuned"], "run": [f"control {i}" for i in range(count)]},
+        attrs={"size": 120, "reason_base": "R", "reason_tuned": "R"},
     )  # fmt: skip
     return data
 

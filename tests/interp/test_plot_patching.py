@@ -10,10 +10,7 @@ import xarray as xr
 
 from interp import Policy, Prompts
 from interp.errors import MeasureError
-from interp.patching import Patching, activation_patching
-from interp.patching.search import smallest_set
-from interp.patching.steering import steering
-from interp.patching.value import ValueReading
+from interp.patching import Patching, ValueReading, activation_patching, smallest_set, steering
 from interp.plot import patching as drawing
 from tests.conftest import tiny_gpt2
 from tests.interp.figures import drawn, words
@@ -33,7 +30,7 @@ def pair(tokenizer):
 @pytest.fixture(scope="module")
 def patched(pair) -> Patching:
     sites = ["z", "resid_pre", {("z", 0): [1, 2]}]
-    return activation_patching(*pair, Prompts(TEXTS), sites=sites, random_sets=5)
+    return activation_patching(*pair, Prompts(TEXTS), sites=sites, draws=5)
 
 
 def test_a_map_shows_recovery_and_marks_what_is_significant(patched) -> None:
@@ -73,7 +70,7 @@ def test_by_layer_alone_there_is_no_map(patched) -> None:
 
 
 @pytest.mark.parametrize("width", [17.0, 8.5])
-def test_bars_are_recoveries_with_random_sets_beside(patched, width) -> None:
+def test_bars_are_recoveries_with_draws_beside(patched, width) -> None:
     figure = drawn(drawing.bars(patched, width=width, most=30))
     ax = figure.axes[0]
     frame = patched.summary().set_index("site")
@@ -86,8 +83,8 @@ def test_bars_are_recoveries_with_random_sets_beside(patched, width) -> None:
     assert "readout alone" in words(figure)
 
 
-def test_the_dose_curve_shows_the_mean_and_random_directions(pair) -> None:
-    found = steering(*pair, Prompts(TEXTS), site=("resid_post", 1), doses=(0.0, 1.0, 2.0), random_directions=4)
+def test_the_dose_curve_shows_the_mean_and_draws(pair) -> None:
+    found = steering(*pair, Prompts(TEXTS), site=("resid_post", 1), doses=(0.0, 1.0, 2.0), draws=4)
     ax = drawn(drawing.dose_curve(found)).axes[0]
     lines = [line for line in ax.lines if len(line.get_xdata()) == 3]
     assert len(lines) == 5
@@ -97,7 +94,7 @@ def test_the_dose_curve_shows_the_mean_and_random_directions(pair) -> None:
 
 @pytest.mark.parametrize("width", [17.0, 8.5])
 def test_the_search_shows_what_was_taken(pair, width) -> None:
-    found = smallest_set(*pair, Prompts(TEXTS), sites=("z", "mlp_out"), most=3, random_sets=4)
+    found = smallest_set(*pair, Prompts(TEXTS), sites=("z", "mlp_out"), most=3, draws=4)
     figure = drawn(drawing.search(found, width=width))
     np.testing.assert_allclose(figure.axes[0].lines[-2].get_ydata(), found["recovery"].values)
     assert [each.get_text()[:2] for each in figure.axes[0].get_xticklabels()] == ["+ "] * found.dataset.sizes["size"]
@@ -106,7 +103,10 @@ def test_the_search_shows_what_was_taken(pair, width) -> None:
 def test_the_value_heads_curve_ends_where_few_samples_are_left() -> None:
     values = np.linspace(0, 1, 4)[None, None] * np.ones((4, 5, 1))
     values[1:, :, 3] = np.nan
-    by_step = {name: ("step", np.linspace(0.1, 0.4, 4)) for name in ("mean", "low", "high", "correlation", "explained")}
+    by_step = {
+        name: ("step", np.linspace(0.1, 0.4, 4))
+        for name in ("mean", "mean_low", "mean_high", "correlation", "explained")
+    }
     data = xr.Dataset(
         {"value": (("prompt", "sample", "step"), values), "reward": (("prompt", "sample"), np.ones((4, 5))), **by_step},
         coords={"step": range(4)},

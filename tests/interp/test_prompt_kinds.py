@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-import interp
 from interp.errors import PromptError
 from interp.models import Policy
 from interp.prompts import Prompts, encode
 from tests.conftest import tiny_gpt2
+from tests.interp.comparisons import compare
 
 ASK = [{"role": "user", "content": "was this movie bad"}]
 BEGUN = [*ASK, {"role": "assistant", "content": "the movie was very"}]
@@ -83,16 +83,16 @@ def test_completions_alone_let_each_model_read_in_its_own_words(tokenizer):
         for seed, template in enumerate((PLAIN, OTHER))
     ]
     settings = dict(measures=["completions"], max_new_tokens=6, seed=5)
-    both = interp.compare(*policies, Prompts([ASK, BEGUN]), **settings)
+    both = compare(*policies, Prompts([ASK, BEGUN]), **settings)
     assert "response_kl" not in both
     for name, policy in zip(("base", "tuned"), policies, strict=True):
         texts = Prompts([ASK, BEGUN]).tokenize(policy.tokenizer).texts
-        alone = interp.compare(policy, policy, Prompts(texts, bos=False), **settings)
+        alone = compare(policy, policy, Prompts(texts, bos=False), **settings)
         assert (
             both["completion"].sel(source=name).values.tolist() == alone["completion"].sel(source=name).values.tolist()
         )
     with pytest.raises(PromptError, match="ask for completions alone, where each model reads its own"):
-        interp.compare(*policies, Prompts([ASK, BEGUN]), measures=["next_token", "completions"])
+        compare(*policies, Prompts([ASK, BEGUN]), measures=["next_token", "completions"])
 
 
 def test_texts_and_ids_need_no_template(tokenizer):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from interp import reward
-from interp.errors import LoadError, MeasureError
+from interp.errors import FormatError, LoadError, MeasureError
 from interp.io import write_json
 from interp.models import RewardModel
 from interp.pair import FORMAT
@@ -70,16 +70,16 @@ def test_what_is_no_reward_model_is_refused_in_one_sentence(name, folder, pair):
         read(folder, TEXTS, **labels)
     with pytest.raises(MeasureError, match="its folder or its hub id, not a DistilBert"):
         read(random_model().model, TEXTS, **labels)
-    with pytest.raises(LoadError, match=r"is a pair, not a reward model; name the one .*: elsewhere/joy, label 'joy'"):
+    with pytest.raises(LoadError, match=r"there is no folder 'elsewhere/joy'"):
         read(pair({"folder": "elsewhere/joy", "label": "joy"}), TEXTS, **labels)
 
 
 def test_a_pair_where_a_reward_model_is_wanted(pair):
-    with pytest.raises(LoadError, match="tuned toward a function or a sum of rewards; name a reward model"):
+    with pytest.raises(MeasureError, match="tuned toward a function or a sum of rewards, so .* name one"):
         RewardModel.load(pair(None), label="joy")
     damaged = pair(None)
     (damaged / "pair.json").write_text("{}")
-    with pytest.raises(LoadError, match="is a pair, not a reward model; name a reward model's folder"):
+    with pytest.raises(FormatError, match="pair.json lacks format"):
         RewardModel.load(damaged, label="joy")
 
 

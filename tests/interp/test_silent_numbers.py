@@ -10,6 +10,7 @@ import interp
 from interp.errors import FormatError, InterpError, LoadError, MeasureError, TokenizerMismatch
 from interp.io import check_new_folder
 from tests.conftest import save, tiny_gpt2, tiny_llama
+from tests.interp.comparisons import compare
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's call
 
@@ -31,7 +32,7 @@ def adapter(tmp_path, base):
 
 
 def test_a_whole_adapter_passes(base, adapter):
-    assert float(interp.compare(base, adapter, PROMPTS, measures=["kl"])["kl"].max()) > 0
+    assert float(compare(base, adapter, PROMPTS, measures=["kl"])["kl"].max()) > 0
 
 
 @pytest.mark.parametrize("gone", [".layers.1.", "v_proj"])
@@ -39,7 +40,7 @@ def test_an_adapter_that_lacks_tensors(base, adapter, gone):
     tensors = load_file(adapter / "adapter_model.safetensors")
     save_file({key: t for key, t in tensors.items() if gone not in key}, adapter / "adapter_model.safetensors")
     with pytest.raises(LoadError, match="lacks the tensors of model.layers.*copy it again"):
-        interp.compare(base, adapter, PROMPTS)
+        compare(base, adapter, PROMPTS)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +56,7 @@ def test_an_adapter_that_breaks_its_configs_promise(base, adapter, change, messa
     file = adapter / "adapter_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
     with pytest.raises(LoadError, match=message):
-        interp.compare(base, adapter, PROMPTS)
+        compare(base, adapter, PROMPTS)
 
 
 def test_a_model_with_an_adapter_left_beside_it(base, adapter):
@@ -68,7 +69,7 @@ def test_a_model_with_an_adapter_left_beside_it(base, adapter):
 def test_a_tokenizer_of_a_larger_model(tokenizer):
     narrow = [tiny_llama(seed, vocab_size=len(tokenizer) - 20) for seed in (0, 1)]
     with pytest.raises(TokenizerMismatch, match="the tokenizer has .* belongs to another model"):
-        interp.compare(*narrow, PROMPTS, tokenizer=tokenizer)
+        compare(*narrow, PROMPTS, tokenizer=tokenizer)
 
 
 @pytest.mark.parametrize("ids", [{"negative": 1, "positive": 0}, {"negative": 5, "positive": 1}, {"negative": 0}])
@@ -85,33 +86,33 @@ def test_labels_that_contradict_each_other(tmp_path, tokenizer, ids):
 
 
 def test_configs_that_differ_are_remarked_on(tokenizer):
-    cmp = interp.compare(tiny_llama(), tiny_llama(rms_norm_eps=1e-3), PROMPTS, tokenizer=tokenizer, measures=["kl"])
+    cmp = compare(tiny_llama(), tiny_llama(rms_norm_eps=1e-3), PROMPTS, tokenizer=tokenizer, measures=["kl"])
     assert "differ in rms_norm_eps (1e-06 and 0.001): not all of this is training." in str(cmp)
-    same = interp.compare(tiny_llama(), tiny_llama(1), PROMPTS, tokenizer=tokenizer, measures=["kl"])
+    same = compare(tiny_llama(), tiny_llama(1), PROMPTS, tokenizer=tokenizer, measures=["kl"])
     assert "configs" not in str(same)
 
 
 @pytest.mark.parametrize("tuned", [torch.bfloat16, torch.float32])
 def test_models_of_two_dtypes_are_compared_and_remarked_on(tokenizer, tuned):
     base = tiny_llama() if tuned == torch.bfloat16 else tiny_llama().bfloat16()
-    cmp = interp.compare(base, tiny_llama(1).to(tuned), PROMPTS, tokenizer=tokenizer)
+    cmp = compare(base, tiny_llama(1).to(tuned), PROMPTS, tokenizer=tokenizer)
     assert "part of the difference is rounding" in str(cmp)
 
 
 def test_models_whose_mlps_differ_in_width(tokenizer):
     with pytest.raises(MeasureError, match="base has neurons 48, tuned neurons 40"):
-        interp.compare(tiny_llama(), tiny_llama(intermediate_size=40), PROMPTS, tokenizer=tokenizer)
+        compare(tiny_llama(), tiny_llama(intermediate_size=40), PROMPTS, tokenizer=tokenizer)
 
 
 def test_more_tokens_than_the_context_holds_are_not_asked_for(tokenizer):
-    cmp = interp.compare(
+    cmp = compare(
         tiny_llama(), tiny_llama(1), PROMPTS, tokenizer=tokenizer, measures=["completions"], max_new_tokens=10**11
     )
     assert cmp["response_kl"].sizes["step"] <= 64
 
 
 def test_a_result_without_its_seed(tmp_path, tokenizer):
-    cmp = interp.compare(tiny_llama(), tiny_llama(1), PROMPTS, tokenizer=tokenizer, measures=["kl"])
+    cmp = compare(tiny_llama(), tiny_llama(1), PROMPTS, tokenizer=tokenizer, measures=["kl"])
     data = cmp.dataset.copy()
     del data.attrs["seed"]
     (tmp_path / "r").mkdir()
@@ -134,13 +135,13 @@ def test_tokens_that_only_tuned_has_are_remarked_on(tokenizer):
     base, tuned = tiny_llama(), tiny_llama(1)
     tuned.resize_token_embeddings(len(longer), mean_resizing=False)
     pair = interp.Policy.load(base, tokenizer=tokenizer), interp.Policy.load(tuned, tokenizer=longer)
-    cmp = interp.compare(*pair, ["<think> this movie was"], measures=["kl"])
+    cmp = compare(*pair, ["<think> this movie was"], measures=["kl"])
     assert "'<think>', a token that only tuned has" in str(cmp)
-    assert "only tuned has" not in str(interp.compare(*pair, [" this movie was"], measures=["kl"]))
+    assert "only tuned has" not in str(compare(*pair, [" this movie was"], measures=["kl"]))
 
 
 @pytest.mark.parametrize("prompt", [3, -3])
 def test_a_prompt_that_is_not_there_is_not_drawn(tokenizer, prompt):
-    cmp = interp.compare(tiny_llama(), tiny_llama(1), PROMPTS, tokenizer=tokenizer, measures=["lens_positions"])
+    cmp = compare(tiny_llama(), tiny_llama(1), PROMPTS, tokenizer=tokenizer, measures=["lens_positions"])
     with pytest.raises(MeasureError, match="has 2, from 0 on"):
         cmp.plot.lens_positions(prompt=prompt)

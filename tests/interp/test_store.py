@@ -16,6 +16,7 @@ import pytest
 import interp
 from interp.errors import FormatError, InterpError
 from tests.conftest import tiny_gpt2
+from tests.interp.comparisons import compare
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,8 +25,8 @@ ROOT = Path(__file__).parents[2]
 def cmp(tokenizer):
     prompts = interp.Prompts(["this movie was really", "the plot"], answers=(" bad", " good"))
     models = [tiny_gpt2(seed) for seed in range(4)]
-    return interp.compare(
-        models[0], models[1], prompts, control=models[2], replicates=models[3], tokenizer=tokenizer,
+    return compare(
+        models[0], models[1], prompts, controls=[models[2]], replicates=[models[3]], tokenizer=tokenizer,
         measures=["next_token", "logit_diff", "kl", "attribution", "weights"],
     )  # fmt: skip
 

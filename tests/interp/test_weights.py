@@ -16,6 +16,7 @@ from interp.measures.weights import oriented, ov_factors, qk_factors, relative_c
 from interp.models import Policy
 from tests.conftest import tiny_gpt2, tiny_llama
 from tests.interp.architectures import build
+from tests.interp.comparisons import compare
 from tests.interp.traced import ANSWERS, TEXTS
 
 
@@ -140,9 +141,7 @@ class TestPlantedMatrix:
         with torch.no_grad():
             weight = tuned.get_parameter(name)
             weight += torch.outer(torch.randn(weight.shape[0]), torch.randn(weight.shape[1]))
-        cmp = interp.compare(
-            model, tuned, interp.Prompts(TEXTS, answers=ANSWERS), tokenizer=tokenizer, measures="weights"
-        )
+        cmp = compare(model, tuned, interp.Prompts(TEXTS, answers=ANSWERS), tokenizer=tokenizer, measures="weights")
         at = cmp.dataset.isel(param=cmp["param"].values.tolist().index(name))
         assert float(at["effective_rank"]) == pytest.approx(1, abs=1e-3)
         moved = cmp["param_change"].values > 0

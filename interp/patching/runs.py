@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
+from jaxtyping import Int
 
 from interp.errors import MeasureError, PromptError, TokenizerMismatch
 from interp.families import Parts
@@ -31,6 +35,7 @@ class Runs:
         reads: tokens that the recipient reads.
         source_reads: tokens that the source reads, of the same lengths.
         prompts: the prompts.
+        numbers: each prompt's number among those that the user gave; None where these are all of them.
     """
 
     recipient: Model
@@ -38,6 +43,43 @@ class Runs:
     reads: TokenizedPrompts
     source_reads: TokenizedPrompts
     prompts: Prompts
+    numbers: tuple[int, ...] | None = None
+
+    def __len__(self) -> int:
+        """Number of prompts."""
+        return len(self.prompts)
+
+    @property
+    def groups(self) -> Int[np.ndarray, " prompt"]:
+        """The group of each prompt, as a number."""
+        groups: np.ndarray = np.unique(np.array(self.prompts.groups, dtype=object), return_inverse=True)[1]
+        return groups
+
+    @property
+    def width(self) -> int:
+        """Tokens of the longest prompt; of an encoder-decoder, of the longest text that the encoder reads."""
+        return max(map(len, self.reads.encoder_ids or self.reads.prompt_ids))
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> Runs:
+        """The runs on some of the prompts, by index."""
+        rows = [int(row) for row in rows]
+        names = ("texts", "answers", "continuations", "groups", "decoder_prefixes", "corrupted")
+        whole: dict[str, Any] = {name: getattr(self.prompts, name) for name in names}
+        some: dict[str, Any] = {
+            name: None if value is None else [value[row] for row in rows] for name, value in whole.items()
+        }
+        numbers = self.numbers or tuple(range(len(self)))
+        return replace(
+            self,
+            reads=_take(self.reads, rows),
+            source_reads=_take(self.source_reads, rows),
+            prompts=replace(self.prompts, **some),
+            numbers=tuple(numbers[row] for row in rows),
+        )
+
+    def numbers_of(self, start: int, count: int) -> Sequence[int]:
+        """Numbers among all that the user gave of `count` prompts from `start` on, which a custom metric is told."""
+        return range(start, start + count) if self.numbers is None else self.numbers[start : start + count]
 
     def batches(self, size: int) -> list[tuple[Batch, Batch]]:
         """Batches of what the two read."""
@@ -66,6 +108,49 @@ class Runs:
         return self.recipient.parts if self.mixed else self.source.parts
 
 
+def _take(tokens: TokenizedPrompts, rows: Sequence[int]) -> TokenizedPrompts:
+    """Ids and answers of some of the prompts."""
+    picked: dict[str, Any] = {
+        name: None if values is None else tuple(values[row] for row in rows)
+        for name in ("prompt_ids", "response_ids", "encoder_ids")
+        for values in [getattr(tokens, name)]
+    }
+    answers = None if tokens.answer_ids is None else tokens.answer_ids[list(rows)]
+    return TokenizedPrompts(answer_ids=answers, **picked)
+
+
+Parameters = ParamSpec("Parameters")
+Returned = TypeVar("Returned")
+
+LOADING = {
+    name: f"a model that was loaded so: interp.load(source, {name}=...)"
+    for name in ("dtype", "device", "device_map", "tokenizer", "trust_remote_code", "allow_pickle", "revision")
+}
+"""Former parameters that belong to loading, and what to pass instead."""
+
+
+def former_parameters(
+    **instead: str,
+) -> Callable[[Callable[Parameters, Returned]], Callable[Parameters, Returned]]:
+    """Refuse parameters that a function has no more, with what to pass instead.
+
+    Args:
+        instead: for each old name what takes its place.
+    """
+
+    def decorate(function: Callable[Parameters, Returned]) -> Callable[Parameters, Returned]:
+        @functools.wraps(function)
+        def checked(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Returned:
+            for name in kwargs:
+                if name in instead:
+                    raise TypeError(f"{function.__name__} has no parameter {name}; pass {instead[name]}")
+            return function(*args, **kwargs)
+
+        return checked
+
+    return decorate
+
+
 def open_runs(
     recipient: Source | Policy | RewardModel,
     source: Source | Policy | RewardModel,
@@ -73,9 +158,8 @@ def open_runs(
     *,
     recipient_reads: str | None = None,
     rewards: bool = False,
-    **options: Any,
 ) -> Runs:
-    """Load both models and tokenise.
+    """Load both models, with the defaults where they are not loaded, and tokenise.
 
     Args:
         recipient: see `activation_patching`.
@@ -83,7 +167,6 @@ def open_runs(
         prompts: see there.
         recipient_reads: see there.
         rewards: accept reward models.
-        options: see there.
 
     Raises:
         MeasureError: the models differ in shape, or a reward model came where only policies are taken.
@@ -93,32 +176,19 @@ def open_runs(
     if isinstance(recipient, RewardModel) or isinstance(source, RewardModel):
         if not rewards:
             raise MeasureError(_POLICIES_ONLY)
-        check_no_options(options)
-        return runs_of(
-            _loaded(recipient, "recipient"), _loaded(source, "source"), prompts, recipient_reads=recipient_reads
-        )
-    tokenizer = options.pop("tokenizer", None)
-    models = load_matched(recipient, source, tokenizer=tokenizer, options=options)
-    return runs_of(models.base, models.tuned, prompts, recipient_reads=recipient_reads)
-
-
-def check_no_options(options: dict[str, Any]) -> None:
-    """Refuse options of loading beside a reward model, which comes loaded.
-
-    Raises:
-        MeasureError: there are some.
-    """
-    given = ", ".join(name for name, value in options.items() if value is not None)
-    if given:
-        raise MeasureError(f"a reward model comes loaded, so {given} would change nothing; pass it to RewardModel.load")
+        models: tuple[Model, Model] = (_loaded(recipient, "recipient"), _loaded(source, "source"))
+    else:
+        matched = load_matched(recipient, source, options={})
+        models = (matched.base, matched.tuned)
+    return runs_of(*models, prompts, recipient_reads=recipient_reads)
 
 
 def _loaded(model: Any, which: str) -> Model:
     if isinstance(model, (Policy, RewardModel)):
         return model
     raise MeasureError(
-        f"beside a reward model the {which} is a loaded model too, interp.RewardModel.load(...) with its label, or"
-        f" interp.Policy.load(...), not {type(model).__name__}"
+        f"beside a reward model the {which} is a loaded model too, interp.load_reward(...) with its label, or"
+        f" interp.load(...), not {type(model).__name__}"
     )
 
 
@@ -192,7 +262,7 @@ def _reward_tokens(model: RewardModel, prompts: Prompts) -> TokenizedPrompts:
 
 def _ids(model: RewardModel, texts: Sequence[str], what: str) -> tuple[tuple[int, ...], ...]:
     limit, rows = model.context_length, model.parts.embedding().shape[0]
-    found = []
+    tokens = []
     for index, text in enumerate(texts):
         ids = tuple(int(token) for token in model.tokenizer(text, verbose=False)["input_ids"])
         if not ids:
@@ -207,8 +277,8 @@ def _ids(model: RewardModel, texts: Sequence[str], what: str) -> tuple[tuple[int
                 f"{what} {index} has the token id {max(ids)}, the reward model has {rows} tokens; load it with the"
                 " tokenizer that it was trained with"
             )
-        found.append(ids)
-    return tuple(found)
+        tokens.append(ids)
+    return tuple(tokens)
 
 
 def _check_source_reads(recipient: Model, source: Model, prompts: Prompts, tokens: TokenizedPrompts) -> None:
@@ -241,7 +311,7 @@ def _check_source_reads(recipient: Model, source: Model, prompts: Prompts, token
 
 def _check_fit(recipient: Model, source: Model) -> None:
     """Refuse two models, at least one a reward model, whose activations or scores cannot stand for each other's."""
-    shapes = [_shape(each.parts) for each in (recipient, source)]
+    shapes = [_shape(model.parts) for model in (recipient, source)]
     differ = [key for key in shapes[0] if shapes[0][key] != shapes[1][key]]
     if differ:
         first, second = (", ".join(f"{key} {shape[key]}" for key in differ) for shape in shapes)
@@ -250,9 +320,9 @@ def _check_fit(recipient: Model, source: Model) -> None:
         )
     if isinstance(recipient, RewardModel) and isinstance(source, RewardModel):
         if recipient.labels != source.labels:
-            first, second = (", ".join(map(str, each.labels[:6])) for each in (recipient, source))
+            first, second = (", ".join(map(str, model.labels[:6])) for model in (recipient, source))
             raise MeasureError(f"the recipient's labels are {first}, the source's {second}; they must be the same")
-        scores = [f"{each.label!r} as {each.squash}" for each in (recipient, source)]
+        scores = [f"{model.label!r} as {model.squash}" for model in (recipient, source)]
         if scores[0] != scores[1]:
             raise MeasureError(
                 f"the recipient scores {scores[0]}, the source {scores[1]}; load both with one label and output"
