@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from interp.errors import InterpError, MeasureError
 from interp.families import Parts
 from interp.models import Policy, RewardModel
+from interp.models.load import as_reward
 from interp.pair import CheckpointPair
 from interp.prompts import Batch, Prompts
 
@@ -312,7 +313,7 @@ def resolve_reward(reward: Any) -> Reward:
         MeasureError: it is neither.
     """
     if isinstance(reward, (RewardModel, CheckpointPair, nn.Module, str, os.PathLike)):
-        return RewardModel.load(reward)
+        return as_reward(reward)
     if callable(reward):
         return reward
     raise MeasureError(

@@ -1,9 +1,9 @@
 """Figures of a comparison: functions that take a result and return a matplotlib Figure.
 
 They compute nothing beyond averages over prompts, show nothing and leave pyplot alone. Two colours stand for the two
-models everywhere: blue (circles, dashed) for base, vermilion (squares, solid) for tuned. What null runs and replicates
-give is drawn behind as a faint range. `width` is in cm: 17 is a page, 8.5 a column. A function decorated with `figure`
-is a figure of its kind of result too: `result.plot.NAME()`.
+models everywhere: blue (circles, dashed) for base, vermilion (squares, solid) for tuned. What control runs and
+replicates give is drawn behind as a faint range. `width` is in cm: 17 is a page, 8.5 a column. A function decorated
+with `figure` is a figure of its kind of result too: `result.plot.NAME()`.
 """
 
 from __future__ import annotations

@@ -138,7 +138,7 @@ def implicit_arrays(data: xr.Dataset, optimised: Transform, seed: int) -> xr.Dat
     sampled = _sampled(data)
     if 2 * sampled.sizes["draw"] < FEWEST:
         raise MeasureError(
-            f"it needs {FEWEST} responses to each prompt, half from each model; pass sampling=Sampling(samples={DRAWS})"
+            f"it needs {FEWEST} responses to each prompt, half from each model; pass sampling=interp.Sampling({DRAWS})"
         )
     ratios, real = _token_log_ratio(sampled), sampled["response_id"] >= 0
     if bool((real & ~np.isfinite(ratios)).any()):
