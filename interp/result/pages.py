@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
@@ -18,7 +19,12 @@ def resource(name: str, package: str = "interp.report") -> str:
 
 def template(name: str, package: str = "interp.report") -> Template:
     """A template. Every value is escaped, and loses its control characters; Markup was made here and passes."""
-    environment = Environment(
+    return _environment(package).get_template(name)
+
+
+@cache
+def _environment(package: str) -> Environment:
+    return Environment(
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -26,7 +32,6 @@ def template(name: str, package: str = "interp.report") -> Template:
         finalize=_finalize,
         loader=FunctionLoader(lambda each: resource(each, package)),
     )
-    return environment.get_template(name)
 
 
 def _finalize(value: Any) -> Any:
