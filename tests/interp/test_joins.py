@@ -242,7 +242,7 @@ def test_a_pairs_checkpoints_show_its_training(pair, tmp_path):
     alone = reward.over_optimisation(pair, prompts=TEXTS, max_new_tokens=STEPS)
     for name in ("score", "kl", "reward_gain_lower", "kl_token"):
         np.testing.assert_allclose(found.over_optimisation.dataset[name], alone.dataset[name], rtol=1e-5, err_msg=name)
-    assert found.over_optimisation.course()["step"].tolist() == [0, 10, 20]
+    assert found.over_optimisation.by_step()["step"].tolist() == [0, 10, 20]
     np.testing.assert_array_equal(found.probes.dataset["trained"], [[0, 10, 20], [0, 8, np.nan]])
     found.save(tmp_path / "out")
     loaded = interp.Comparison.load(tmp_path / "out")
