@@ -115,9 +115,10 @@ def test_public_names() -> None:
     import interp
 
     assert interp.__all__ == [
-        "DEFAULT_MEASURES", "MEASURES", "CheckpointPair", "Comparison", "InterpError", "Measure", "Policy", "Prompts", "Result",
-        "RewardModel", "Sampling", "Site", "circuits", "compare", "compare_many", "families", "load", "load_pair",
-        "load_result", "load_reward", "patching", "plot", "register_family", "register_measure", "report", "reward",
+        "DEFAULT_MEASURES", "MEASURES", "CheckpointPair", "Comparison", "InterpError", "Measure", "Policy", "Prompts",
+        "Result", "RewardModel", "Sampling", "Site", "circuits", "compare", "compare_many", "families", "load",
+        "load_pair", "load_result", "load_reward", "patching", "plot", "register_family", "register_measure", "report",
+        "reward",
     ]  # fmt: skip
     assert sorted(dir(interp)) == sorted(interp.__all__)
     for name in interp.__all__:
