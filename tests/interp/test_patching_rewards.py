@@ -15,7 +15,7 @@ from interp.models import RewardModel
 from interp.patching import ablation, activation_patching, attribution_patching, smallest_set, steering
 from interp.patching.targets import NAMES
 from interp.plot import patching as drawing
-from interp.reward.direct import direct_attribution
+from interp.reward.direct_attribution import direct_attribution
 from tests.interp.architectures import CONFIGS, build
 from tests.interp.figures import drawn, words
 from tests.interp.planted_reward import random_model, word_tokenizer
