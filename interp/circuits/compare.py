@@ -14,7 +14,6 @@ import xarray as xr
 
 from interp.circuits.faithfulness import CircuitValues, circuit_values, crossfitted, folds
 from interp.circuits.graph import Graph
-from interp.circuits.passes import LOADING
 from interp.circuits.scores import EdgeScores, edge_attribution, mean_of
 from interp.circuits.selection import (
     Circuit,
@@ -30,6 +29,7 @@ from interp.measures.arrays import MODELS, dataset, strings, variable
 from interp.metrics import Metric
 from interp.models.matched import MatchedModels, load_matched
 from interp.pair import pair_at
+from interp.patching.runs import LOADING
 from interp.progress import Progress, no_progress
 from interp.prompts import Prompts
 from interp.result import Result

@@ -126,7 +126,7 @@ def test_scores_and_circuits_are_rebuilt_from_the_arrays(compared, base, pairs) 
 
 
 def test_old_parameters_say_the_new_ones(base, pairs) -> None:
-    for old, new in (("control", "controls="), ("random", "draws="), ("steps", "Selection"), ("dtype", "interp.load")):
+    for old, new in (("control", "controls="), ("random", "draws="), ("steps", "Selection"), ("dtype", "load first")):
         with pytest.raises(TypeError, match=f"no parameter {old!r} any more; .*{new}"):
             circuits.compare(base, base, pairs, **{old: None})
 

@@ -120,9 +120,7 @@ class TestRewards:
         pair = written(tmp_path / "pair", {"folder": str(place)}, config=config)
         reward = as_reward(pair)
         assert reward.score(TEXTS).shape == (3,)
-        with pytest.raises(
-            MeasureError, match=r"not on record; pass optimised=.* to interp.load_reward"
-        ):
+        with pytest.raises(MeasureError, match=r"not on record; pass optimised=.* to interp.load_reward"):
             reward.optimised(reward.score(TEXTS))
         assert interp.load_reward(pair, optimised=Optimised(scale=2.0)).optimised == Optimised(scale=2.0)
         with pytest.raises(MeasureError, match="not on record"):
