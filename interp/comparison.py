@@ -30,12 +30,11 @@ from interp.prompts import Prompts
 from interp.report import render
 from interp.report.verdict import verdict
 from interp.result import Result, register_page
-from interp.reward.implicit import ImplicitReward
-from interp.reward.joining import implicit_reward_of, token_join_of
-from interp.reward.optimisation import OverOptimisation
-from interp.reward.over_training import over_optimisation_of, probes_of
-from interp.reward.probing import Probes
-from interp.reward.tokens import TokenJoin
+from interp.reward.implicit_reward import ImplicitReward
+from interp.reward.joins import implicit_reward_of, over_optimisation_of, probes_of, token_join_of
+from interp.reward.over_optimisation import OverOptimisation
+from interp.reward.probes import Probes
+from interp.reward.token_join import TokenJoin
 from interp.sampling import Sampling
 
 Place = str | os.PathLike[str]

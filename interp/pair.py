@@ -49,7 +49,8 @@ class CheckpointPair:
 
     def __repr__(self) -> str:
         """The folder, or the models, and what came of the run."""
-        others = [f"{len(runs)} {name}" for name in ("controls", "replicates") if (runs := getattr(self, name))]
+        counts = {name: len(getattr(self, f"{name}s")) for name in ("control", "replicate")}
+        others = [f"{number} {name}{'s'[: number - 1]}" for name, number in counts.items() if number]
         if self.path is None:
             reward = [] if self.reward is None else [f"reward {_word(self.reward)}"]
             return f"CheckpointPair({_word(self.base)} to {_word(self.tuned)}{_listed([*reward, *others])})"

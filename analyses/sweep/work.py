@@ -206,10 +206,10 @@ def reading(cell: Cell) -> Write:
 
     model = RewardModel.load(cell.how["reward"], label=cell.how["emotion"], output="logit")
     texts = [text for text in cell.how["texts"] if not model.too_long([text])]
-    held = spurious(model, texts, seed=cell.how["seed"])
+    found = spurious(model, texts, seed=cell.how["seed"])
     scores = model.score(texts)
     highest = [texts[row] for row in np.argsort(-scores, kind="stable")[:READ_TEXTS]]
-    found = against_patching(model, attribute(model, highest, patched_texts=0))
+    attribution = against_patching(model, attribute(model, highest, patched_texts=0))
     # Few texts have a logit above 0: a layer decides here whether a text is in the upper or the lower half.
     layers = lens(model, texts, threshold=float(np.median(scores))).dataset
     decided = layers["deciding_site"].values[:, 0]
@@ -223,10 +223,10 @@ def reading(cell: Cell) -> Write:
 
     def write(folder: Path) -> None:
         by_layer.to_csv(folder / "lens.csv", index=False)
-        held.summary().to_csv(folder / "spurious.csv", index=False)
-        write_json(folder / "held.json", list(held.held))
-        held.report(folder / "spurious.html")
-        found.report(folder / "attribution.html")
+        found.summary().to_csv(folder / "spurious.csv", index=False)
+        write_json(folder / "held.json", list(found.features))
+        found.report(folder / "spurious.html")
+        attribution.report(folder / "attribution.html")
 
     return write
 
@@ -264,7 +264,6 @@ def tokens(cell: Cell) -> Write:
     """Does the reward attribution of a token tell how far its log-probability moved? On tuned's own samples."""
     from interp.models import Policy, RewardModel
     from interp.prompts import Prompts
-    from interp.report.join import write_tokens
     from interp.reward import attribute, token_join
     from interp.reward.responses import read_prompts, respond
 
@@ -291,7 +290,7 @@ def tokens(cell: Cell) -> Write:
 
     def write(folder: Path) -> None:
         found.summary().to_csv(folder / "summary.csv", index=False)
-        write_tokens(found, folder / "tokens.html")
+        found.report(folder / "tokens.html")
 
     return write
 
@@ -312,7 +311,7 @@ def circuit(cell: Cell) -> Write:
 def probes(cell: Cell) -> Write:
     """Who learns what, when: where policy and reward model make the emotion easier to read, by layer and step."""
     from interp.models import RewardModel
-    from interp.reward.probing import probes as probe
+    from interp.reward.probes import probes as probe
 
     how = cell.how
     model = RewardModel.load(how["reward"], label=how["emotion"], output="logit")

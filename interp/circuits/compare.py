@@ -379,22 +379,22 @@ class _Job:
             f"{kind} {i}" for kind in ("control", "replicate") for i in range(len(getattr(self.models, f"{kind}s")))
         ]
         shape = (len(names), len(self.sizes))
-        overlap, share, own, change = np.zeros(shape), np.zeros(shape), np.zeros(shape), np.zeros(len(names))
+        overlap, of_base, of_run, change = np.zeros(shape), np.zeros(shape), np.zeros(shape), np.zeros(len(names))
         how: dict[str, Any] = {"batch_size": self.batch_size}
         before = circuit_values(self.models.base, self.pairs, [], self.metric, **how).effect if names else np.zeros(0)
         for i, scores in enumerate(self.scores[2:]):
             overlap[i] = [jaccard(*both) for both in zip(self.chosen[0], self.by_size(scores.mean), strict=True)]
             values = self._crossfitted(2 + i, [self.scores[0], scores], [])
-            share[i], own[i] = values.faithfulness(seed=self.seed).value.reshape(2, -1)
+            of_base[i], of_run[i] = values.faithfulness(seed=self.seed).value.reshape(2, -1)
             change[i] = float((values.effect - before).mean())
         units = self.scores[0].units
         data = dataset(
             {
                 "run_edge_overlap": variable("run size", overlap, "Jaccard of base's edges and the run's"),
                 "run_faithfulness": variable(
-                    "run size", share, "of the run's behaviour base's circuit carries", "share"
+                    "run size", of_base, "of the run's behaviour base's circuit carries", "share"
                 ),
-                "run_own_faithfulness": variable("run size", own, "of the run's behaviour its own carries", "share"),
+                "run_own_faithfulness": variable("run size", of_run, "of the run's behaviour its own carries", "share"),
                 "run_effect_change": variable("run", change, "what corrupting changes there, less in base", units),
             },
             size=list(self.sizes),
@@ -408,8 +408,8 @@ def _verdict_size(shares: xr.Dataset, numbers: tuple[int, ...], whole: int) -> i
     The whole graph, which carries everything, is no circuit, and taken only where no other size was asked for.
     """
     sizes = [size for size in numbers if size < whole] or list(numbers)
-    own = np.array([min(carried(shares, m, m, size) for m in MODELS) for size in sizes])
-    if not np.isfinite(own).any():
+    least = np.array([min(carried(shares, m, m, size) for m in MODELS) for size in sizes])
+    if not np.isfinite(least).any():
         return sizes[len(sizes) // 2]
-    enough = [size for size, share in zip(sizes, own, strict=True) if share >= ENOUGH]
-    return enough[0] if enough else sizes[int(np.nanargmax(own))]
+    enough = [size for size, share in zip(sizes, least, strict=True) if share >= ENOUGH]
+    return enough[0] if enough else sizes[int(np.nanargmax(least))]

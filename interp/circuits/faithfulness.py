@@ -158,7 +158,9 @@ def circuit_values(
             "under_circuit": variable("prompt circuit", table[:, 2:], f"{label} under a circuit", units),
             "clean": variable("prompt", table[:, 0], f"{label} of the clean run", units),
             "corrupted": variable("prompt", table[:, 1], f"{label} of the corrupted run", units),
-            "edges": variable("circuit", np.array([each.size for each in circuits], dtype=int), "edges that stay"),
+            "edges": variable(
+                "circuit", np.array([circuit.size for circuit in circuits], dtype=int), "edges that stay"
+            ),
         },
         prompt=chosen,
     )
@@ -296,7 +298,7 @@ def faithfulness_curve(
         {
             **shares,
             "random": variable("draw size", null, "share that a random circuit of as many edges carries", "share"),
-            "connected": variable("size", [each.connected.size for each in circuits], "edges on a path", "edges"),
+            "connected": variable("size", [circuit.connected.size for circuit in circuits], "edges on a path", "edges"),
             "circuit": variable("prompt size", values.circuits[:, :count], "metric under the circuit", units),
             "clean": variable("prompt", values.clean, "metric of the clean run", units),
             "corrupted": variable("prompt", values.corrupted, "metric of the corrupted run", units),

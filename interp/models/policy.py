@@ -107,8 +107,8 @@ class Policy:
     ) -> Policy:
         """Load a policy and check that its hooks add up.
 
-        What a loaded module costs (the check, and the hash of its weights) is paid once for the state that it is in;
-        whatever changes it, a write through `.data` included, is noticed.
+        The check, and the hash of a loaded module's weights, are done once for a model's content in a process; whatever
+        changes it, a write through `.data` included, is noticed (see `interp.models.memo`).
 
         Args:
             source: hub id (with its revision as "id@revision"), folder of a model or of a LoRA adapter, a loaded
@@ -123,7 +123,7 @@ class Policy:
             trust_remote_code: run code that comes with the model.
             allow_pickle: accept pickled weights.
             check: run `check_fidelity`.
-            refresh: check and hash a loaded module again, whether it has changed or not.
+            refresh: check and hash again what is known.
 
         Raises:
             LoadError: it is no policy, cannot be loaded, or a loaded module came without a tokenizer.
@@ -152,7 +152,7 @@ class Policy:
             allow_pickle=allow_pickle,
         )
         parts = Parts(model)
-        known = facts(source, refresh=refresh) if isinstance(source, nn.Module) else {}
+        known = facts(source if isinstance(source, nn.Module) else model, refresh=refresh)
         policy = cls(model, tokenizer, parts, _describe(source, model, parts, revision, known))
         if check and "fidelity" not in known:
             known["fidelity"] = check_fidelity(model, policy.name)

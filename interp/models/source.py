@@ -158,7 +158,7 @@ def _in_cache(name: str, revision: str | None, error: Exception) -> Located:
 def describe_source(source: Any, *, revision: str | None = None, known: dict[str, Any] | None = None) -> dict[str, Any]:
     """A reference to where a model comes from, with its content's hash where that can be known.
 
-    A hash is taken once for one state of a module object, and once for one state of a file.
+    A hash is taken once for one content of a module, and once for one state of a file.
 
     Args:
         source: a folder, a hub id or a loaded module.

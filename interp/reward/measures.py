@@ -13,10 +13,17 @@ from interp.measures.findings import Row, Table
 from interp.measures.measure import RECORDS, REMARKS, Context, Measure, Needs, Section
 from interp.models import RewardModel
 from interp.models.optimised import Optimised
-from interp.reward.flat import flattened, records
-from interp.reward.joining import DRAWS, implicit_arrays, token_arrays
-from interp.reward.optimisation import over_optimisation
-from interp.reward.over_training import over_optimisation_of, probe_arrays, probes_of
+from interp.reward.joins import (
+    DRAWS,
+    flattened,
+    implicit_arrays,
+    over_optimisation_of,
+    probe_arrays,
+    probes_of,
+    records,
+    token_arrays,
+)
+from interp.reward.over_optimisation import over_optimisation
 
 _SAMPLED = frozenset({"completion", "score", "text", "token", "token_log_ratio"})
 """Arrays of the implicit reward that a comparison has already."""
@@ -105,13 +112,14 @@ def _token_findings(table: Table) -> Iterator[Row]:
         )
 
 
-def _own_words(name: str, of: Callable[[xr.Dataset], Any]) -> Callable[[Table], Iterator[Row]]:
+def _own_words(name: str, reading: str, of: Callable[[xr.Dataset], Any]) -> Callable[[Table], Iterator[Row]]:
     """Findings that a join's own summary has already."""
 
     def findings(table: Table) -> Iterator[Row]:
         if name in records(table.data):
-            found = of(table.data).summary().to_dict("records")
-            yield from (table.given(record) for record in found if np.isfinite(record["estimate"]))
+            for record in of(table.data).summary().to_dict("records"):
+                if np.isfinite(record["estimate"]):
+                    yield table.given({**record, "reading": reading})
 
     return findings
 
@@ -208,7 +216,7 @@ OVER_OPTIMISATION = Measure(
     needs=Needs(reward=True, checkpoints=True, samples=1, measures=("completions",)),
     arrays=("over_kl",),
     whole=_over_optimisation,
-    findings=_own_words("over_optimisation", over_optimisation_of),
+    findings=_own_words("over_optimisation", "over-optimisation", over_optimisation_of),
     sections=(
         Section(
             "over_optimisation",
@@ -240,7 +248,7 @@ PROBES = Measure(
     needs=Needs(reward=True, checkpoints=True, samples=1, measures=("completions",)),
     arrays=("probes_best_layer",),
     whole=_probes,
-    findings=_own_words("probes", probes_of),
+    findings=_own_words("probes", "probes", probes_of),
     sections=(
         Section(
             "probes",

@@ -18,6 +18,7 @@ from interp.prompts import Batch, Prompts, TokenizedPrompts, make_batch, respons
 from interp.sampling import end_ids, sample
 
 Reads = Literal["sample", "output"]
+
 Reward = RewardModel | Callable[..., Any]
 """A reward model, or a function called with keywords as f(samples=[...], prompts=[...], outputs=[...])."""
 
@@ -156,7 +157,7 @@ def response_log_probs(
         TokenizerMismatch: a response holds a token that the policy does not predict.
     """
     out: list[np.ndarray] = [np.empty(0)] * len(said)
-    for rows, batch in batches(tokens, said, batch_size):
+    for rows, batch in response_batches(tokens, said, batch_size):
         logits = policy.trace(batch).logits
         where = _predicts(batch)
         targets = batch.input_ids.roll(-1, 1)[where]
@@ -176,7 +177,7 @@ def response_kl(
 ) -> list[Float[np.ndarray, " step"]]:
     """KL(tuned || base) in nats, exact over the vocabulary, where each token of each response is predicted; float64."""
     out: list[np.ndarray] = [np.empty(0)] * len(said)
-    for rows, batch in batches(tokens, said, batch_size):
+    for rows, batch in response_batches(tokens, said, batch_size):
         where = _predicts(batch)
         first, second = (policy.trace(batch).logits for policy in (tuned, base))
         found = kl_divergence(first[where.to(first.device)], second[where.to(second.device)].to(first.device))
@@ -185,8 +186,8 @@ def response_kl(
     return out
 
 
-def batches(tokens: TokenizedPrompts, said: Responses, size: int) -> Iterator[tuple[list[int], Batch]]:
-    """Prompts with their responses in batches of like length, and which responses they are."""
+def response_batches(tokens: TokenizedPrompts, said: Responses, size: int) -> Iterator[tuple[list[int], Batch]]:
+    """Prompts with their responses in response_batches of like length, and which responses they are."""
     lengths = [len(tokens.prompt_ids[row]) + len(ids) for row, ids in zip(said.rows, said.ids, strict=True)]
     order = sorted(range(len(said)), key=lambda each: lengths[each])
     for start in range(0, len(order), size):
@@ -198,7 +199,7 @@ def batches(tokens: TokenizedPrompts, said: Responses, size: int) -> Iterator[tu
 
 
 def _predicts(batch: Batch) -> Bool[Tensor, "batch seq"]:
-    """The columns whose logits predict a response token (batches are padded on the right)."""
+    """The columns whose logits predict a response token (response_batches are padded on the right)."""
     columns = torch.arange(batch.input_ids.shape[1])
     return (columns >= batch.prompt_lengths[:, None] - 1) & (columns < batch.lengths[:, None] - 1)
 

@@ -8,15 +8,15 @@ import torch
 import xarray as xr
 from scipy.stats import spearmanr
 
+from interp import plot
 from interp.errors import MeasureError, TokenizerMismatch
 from interp.models import Policy, RewardModel
 from interp.models.optimised import Optimised
 from interp.pair import CheckpointPair
-from interp.plot import join
 from interp.prompts import Prompts
-from interp.reward.implicit import calibrate, implicit_reward
+from interp.reward.fixed_effects import centred, fixed_effects, permutations_within, spearman_within
+from interp.reward.implicit_reward import calibrate, implicit_reward
 from interp.reward.responses import read_prompts, respond, response_kl, response_log_probs
-from interp.reward.within import centred, fixed_effects, permutations_within, spearman_within
 from interp.stats import permutation_p
 from tests.conftest import tiny_gpt2, word_tokenizer
 from tests.interp.architectures import build
@@ -68,7 +68,7 @@ def test_the_slope_of_an_exact_optimum_is_one_over_beta(beta):
 def test_a_shift_that_has_nothing_to_do_with_the_reward_is_not_found():
     false = [calibrate(toy(seed=s, follows=False), permutations=39) for s in range(40)]
     ps = np.array([r.summary().iloc[0]["p"] for r in false])
-    covered = [r.summary().iloc[0]["lower"] <= 0 <= r.summary().iloc[0]["upper"] for r in false]
+    covered = [r.summary().iloc[0]["estimate_low"] <= 0 <= r.summary().iloc[0]["estimate_high"] for r in false]
     assert (ps <= 0.05).mean() < 0.15 and np.mean(covered) > 0.8
     assert 0.3 < ps.mean() < 0.7
 
@@ -91,8 +91,8 @@ def test_length_left_out_and_in_by_dummies():
 
 def test_it_prints_what_was_found_and_how_to_go_on():
     said = repr(calibrate(toy(), permutations=19))
-    assert said.startswith("implicit reward: 12 prompts, 8 samples each; null: 19 permutations")
-    assert "length left out" in said and ".texts()" in said and "  p  " in said and "Dataset" not in said
+    assert said.startswith("12 prompts, 8 samples each: the log-ratio grows by 4 nats per unit of reward")
+    assert "null: 19 permutations" in said and ".texts()" in said and "Dataset" not in said
     assert "is too steep where the policy also drifted" in said and "quote that of base's samples alone" in said
 
 
@@ -322,10 +322,10 @@ def test_reading_a_recipe():
 def test_the_figure_shows_the_slope(width):
     result = calibrate(toy(seed=1), permutations=99)
     result.dataset.attrs["beta"] = BETA
-    figure = drawn(join.implicit_reward(result, width=width))
+    figure = drawn(plot.implicit_reward(result, width=width))
     assert "Slope 4.00" in words(figure) and "the recipe's 1 / beta" in words(figure)
     with pytest.raises(MeasureError, match="over_optimisation"):
-        join.over_optimisation(result)
+        plot.over_optimisation(result)
 
 
 @pytest.mark.slow
@@ -338,8 +338,8 @@ def test_the_embedded_pair_follows_its_reward_and_its_control_less():
     for name, tuned in (("pair", pair.tuned), ("control", pair.controls[0])):
         result = implicit_reward(pair.base, tuned, reward, prompts, optimised=Optimised.of(pair), permutations=199)
         rows[name] = result.summary().iloc[0]
-    assert rows["pair"]["p"] == pytest.approx(0.005) and rows["pair"]["lower"] > 4
-    assert rows["control"]["upper"] < rows["pair"]["lower"] / 2
+    assert rows["pair"]["p"] == pytest.approx(0.005) and rows["pair"]["estimate_low"] > 4
+    assert rows["control"]["estimate_high"] < rows["pair"]["estimate_low"] / 2
 
 
 def test_encoder_decoder_models_are_compared_too():

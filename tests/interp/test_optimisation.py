@@ -7,12 +7,12 @@ import torch
 import xarray as xr
 from scipy.stats import spearmanr
 
+from interp import plot
 from interp.errors import LoadError, MeasureError, TokenizerMismatch
 from interp.models import Policy, RewardModel
 from interp.pair import CheckpointPair
-from interp.plot import join
 from interp.prompts import Prompts
-from interp.reward.optimisation import CAVEAT, curve, over_optimisation
+from interp.reward.over_optimisation import CAVEAT, curve, over_optimisation
 from tests.conftest import save, tiny_gpt2, word_tokenizer
 from tests.interp.architectures import build
 from tests.interp.figures import drawn, words
@@ -63,7 +63,7 @@ def test_gold_behind_the_optimised_reward_by_hand():
     for index in range(len(STEPS)):
         want = spearmanr(*(arrays[name][:, index].ravel() for name in ("score", "gold_score"))).statistic
         assert float(data["agreement"][index]) == pytest.approx(want)
-    table = found.course()
+    table = found.by_step()
     assert table["step"].tolist() == STEPS and np.allclose(table["gap"], gap)
 
 
@@ -86,9 +86,9 @@ def test_the_scale_of_a_gain_is_an_estimate_too():
 def test_it_prints_what_was_found_and_how_to_go_on():
     arrays, groups = course([0.0, 0.5, 1.0, 0.4, -0.6])
     said = repr(curve(STEPS, arrays, groups, words=WORDS))
-    assert "steps 0, 20, 40, 60, 80; 40 prompts, 3 samples each" in said and ".course()" in said
-    assert "gain of gold minus that of the optimised reward at step 80" in said and "Dataset" not in said
-    assert CAVEAT in said and "saturates" in CAVEAT
+    assert "steps 0, 20, 40, 60, 80: 40 prompts, 3 samples each" in said and ".by_step()" in said
+    assert "gold reward: gold: step 80" in said and "Dataset" not in said
+    assert CAVEAT.split(". ")[0] in said and "saturates" in CAVEAT
 
 
 def test_the_words_say_on_which_prompts_peak_and_change_were_found():
@@ -108,7 +108,7 @@ def test_where_gold_does_not_fall_no_fall_is_claimed():
         arrays, groups = course([0.0] * 5, seed=seed)
         frame = curve(STEPS, arrays, groups, words=WORDS).summary()
         row = frame[frame["finding"].str.contains("gold .*change from its peak")].iloc[0]
-        falls.append(row["upper"] < 0)
+        falls.append(row["estimate_high"] < 0)
     assert np.mean(falls) < 0.12  # chosen and estimated on the same prompts it would be far more
 
 
@@ -242,7 +242,7 @@ def test_bad_input(made):
 @pytest.mark.parametrize("width", [17.0, 8.5])
 def test_the_figure_marks_golds_peak(width):
     arrays, groups = course([0.0, 0.5, 1.0, 0.4, -0.6])
-    figure = drawn(join.over_optimisation(curve(STEPS, arrays, groups, words=WORDS), width=width))
+    figure = drawn(plot.over_optimisation(curve(STEPS, arrays, groups, words=WORDS), width=width))
     assert "gold's peak" in words(figure)
     rising = course([0.0, 1.0, 2.0, 3.0, 4.0])
-    assert "gold's peak" not in words(drawn(join.over_optimisation(curve(STEPS, *rising, words=WORDS), width=width)))
+    assert "gold's peak" not in words(drawn(plot.over_optimisation(curve(STEPS, *rising, words=WORDS), width=width)))

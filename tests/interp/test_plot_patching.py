@@ -70,7 +70,7 @@ def test_by_layer_alone_there_is_no_map(patched) -> None:
 
 
 @pytest.mark.parametrize("width", [17.0, 8.5])
-def test_bars_are_recoveries_with_draws_beside(patched, width) -> None:
+def test_bars_are_recoveries_with_random_sets_beside(patched, width) -> None:
     figure = drawn(drawing.bars(patched, width=width, most=30))
     ax = figure.axes[0]
     frame = patched.summary().set_index("site")
@@ -83,7 +83,7 @@ def test_bars_are_recoveries_with_draws_beside(patched, width) -> None:
     assert "readout alone" in words(figure)
 
 
-def test_the_dose_curve_shows_the_mean_and_draws(pair) -> None:
+def test_the_dose_curve_shows_the_mean_and_random_directions(pair) -> None:
     found = steering(*pair, Prompts(TEXTS), site=("resid_post", 1), doses=(0.0, 1.0, 2.0), draws=4)
     ax = drawn(drawing.dose_curve(found)).axes[0]
     lines = [line for line in ax.lines if len(line.get_xdata()) == 3]

@@ -10,14 +10,14 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import GPT2ForSequenceClassification
 
+from interp import plot
 from interp.errors import MeasureError, PromptError
 from interp.io import write_json
 from interp.models import Policy, RewardModel
 from interp.pair import CheckpointPair
-from interp.plot import join
-from interp.reward.courses import folder_steps, load_any
-from interp.reward.probing import CAVEAT, half_way, probes
-from interp.reward.states import activations
+from interp.reward.checkpoints import folder_steps, load_any
+from interp.reward.probes import CAVEAT, half_way, probes
+from interp.reward.texts import activations
 from tests.conftest import save, tiny_gpt2, tiny_llama, word_tokenizer
 from tests.interp.architectures import build
 from tests.interp.figures import drawn, words
@@ -78,12 +78,12 @@ def test_the_summary_says_what_it_cannot_say(learned):
     assert frame.attrs["caveat"] == CAVEAT == learned.dataset.attrs["caveat"] and "not what the model uses" in CAVEAT
     assert len(frame) == 6 and frame["p"].isna().all()  # three shuffles give no p
     row = frame[frame["finding"].str.startswith("late") & frame["finding"].str.contains("gain over")].iloc[0]
-    assert row["lower"] > 0
+    assert row["estimate_low"] > 0
 
 
 def test_it_prints_what_it_cannot_say(learned):
     said = repr(learned)
-    assert CAVEAT in said and "Dataset" not in said and "half of it was there" in said
+    assert CAVEAT in learned.notes() and CAVEAT[:60] in said and "Dataset" not in said
     assert "3 shuffles of the labels" in said
 
 
@@ -136,9 +136,10 @@ def test_what_was_not_kept_is_said(stored, tmp_path):
     how = {**stored.manifest, "reward": {"folder": str(tmp_path / "bare")}}
     found = probes(CheckpointPair(stored.path, how), SAID, LABELS, permutations=0, folds=2)
     assert found.dataset["model"].values.tolist() == ["policy"]
-    assert "kept no checkpoints; to see its training too" in repr(found)
+    assert "kept no checkpoints; to see its training too" in found.notes()[0]
     late = probes({"policy": {10: stored.checkpoints[10], 20: stored.tuned}}, SAID, LABELS, permutations=0, folds=2)
-    assert "first checkpoint is that of step 10 of 20" in repr(late) and "gain over step 10" in repr(late)
+    assert "first checkpoint is that of step 10 of 20" in late.notes()[0]
+    assert late.summary()["finding"].str.contains("gain over step 10").any()
     assert late.dataset["fraction"].values.tolist() == [[0.5, 1]]
 
 
@@ -271,7 +272,7 @@ def test_models_are_given_back_as_they_were():
 
 @pytest.mark.parametrize("width", [17.0, 8.5])
 def test_the_figure_names_the_models_and_their_layers(learned, width):
-    figure = drawn(join.probes(learned, width=width))
+    figure = drawn(plot.probes(learned, width=width))
     assert "shuffled labels" in words(figure)
     for name in ("early", "late"):
         layer = int(learned.dataset["best_layer"].sel(model=name))
@@ -285,4 +286,4 @@ def test_a_classifier_among_the_models():
     found = probes({"policy": {0: tiny(), 1: tiny()}, "reward": {0: reward, 5: reward}}, SAID, LABELS, permutations=0)
     assert found.dataset["model"].values.tolist() == ["policy", "reward"]
     assert found.summary()["null_low"].isna().all()
-    drawn(join.probes(found))
+    drawn(plot.probes(found))

@@ -11,11 +11,11 @@ from scipy.stats import spearmanr
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from interp import plot
 from interp.errors import InterpError, MeasureError, PromptError
 from interp.models import Policy
-from interp.plot import join
-from interp.report.join import render_tokens, write_tokens
-from interp.reward.tokens import READINGS, common_spans, correlate, spans_of, token_join
+from interp.report.reward_pages import render_tokens
+from interp.reward.token_join import READINGS, common_spans, correlate, spans_of, token_join
 from tests.conftest import WORDS, tiny_gpt2, word_tokenizer
 from tests.interp.architectures import build
 from tests.interp.figures import drawn, words
@@ -232,25 +232,25 @@ def test_the_page_shows_both_lines_and_escapes(tmp_path):
         above, below = re.findall(r'--a:[\d.]+">(.*?)</span>', piece)
         assert above == below
     assert "Text 2" not in body  # no character of it has both an attribution and a log-ratio
-    assert write_tokens(result, tmp_path / "page.html").read_text() == page
+    assert result.report(tmp_path / "page.html").read_text() == page
     with pytest.raises(InterpError, match="ends in .html"):
-        write_tokens(result, tmp_path / "page.txt")
+        result.report(tmp_path / "page.txt")
 
 
 @pytest.mark.parametrize("width", [17.0, 8.5])
 def test_the_figure_draws_points_and_null(policies, width):
     result = token_join(*policies, TEXTS, [by_word(text, MOVED) for text in TEXTS], permutations=99)
-    figure = drawn(join.token_join(result, width=width))
+    figure = drawn(plot.token_join(result, width=width))
     assert "null: permuted attributions" in words(figure)
     assert len(figure.axes[0].collections[0].get_offsets()) == int(np.isfinite(result.dataset["attribution"]).sum())
-    drawn(join.token_join(nasty()[1], width=width))
+    drawn(plot.token_join(nasty()[1], width=width))
 
 
 def test_it_prints_what_was_found_and_how_to_go_on(policies):
     found = token_join(*policies, TEXTS, [by_word(text, MOVED) for text in TEXTS], permutations=19)
     said = repr(found)
-    assert said.startswith(f"token join: {len(TEXTS)} texts; null: 19 permutations") and "write_tokens" in said
-    assert all(words in said for words in READINGS.values()) and "Dataset" not in said
+    assert said.startswith(f"{len(TEXTS)} texts: a token's reward attribution") and '.report("tokens.html")' in said
+    assert "null: 19 permutations" in said and "Dataset" not in said
 
 
 def test_every_reading_is_in_the_summary(policies):

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 from jaxtyping import Float
 
-from interp.columns import frame_text
 from interp.errors import MeasureError, MissingExtra, PromptError
 from interp.measures.arrays import dataset, variable
 from interp.pair import CheckpointPair
-from interp.reward.courses import Course, Place, courses_of, loaded
-from interp.reward.states import Pooling, activations
-from interp.reward.texts import check_texts
+from interp.result import Result
+from interp.reward.checkpoints import Place, Training, load_model, trainings_of
+from interp.reward.texts import Pooling, activations, check_texts
 from interp.stats import bootstrap_mean, null_range, rank_p, selection_halves
 
 CAVEAT = (
@@ -26,11 +26,12 @@ CAVEAT = (
 )
 
 _NAN = float("nan")
+
 _ENDS = ("", "_lower", "_upper")
 
 
-@dataclass(frozen=True, repr=False)
-class Probes:
+@dataclass(frozen=True, eq=False, repr=False)
+class Probes(Result):
     """What linear probes read at each layer of each checkpoint (see `probes`).
 
     Attributes:
@@ -39,26 +40,29 @@ class Probes:
             `step` counts checkpoints from 0; NaN where a model has fewer checkpoints or layers than another.
     """
 
-    dataset: xr.Dataset
+    kind: ClassVar[str] = "probes"
+    title: ClassVar[str] = "Probes"
 
     def summary(self) -> pd.DataFrame:
         """The findings, one a row; what they can and cannot say is in `attrs["caveat"]` of the frame."""
         return _summary(self.dataset)
 
-    def __repr__(self) -> str:
-        data = self.dataset
-        about = (
-            f"probes: {data.attrs['texts']} texts, {data.attrs['folds']} folds; null: the best layer's probe on"
-            f" {data.attrs['permutations']} shuffles of the labels"
+    def headline(self) -> str:
+        """How many texts and folds, and what the null is."""
+        attrs = self.dataset.attrs
+        return (
+            f"{attrs['texts']} texts, {attrs['folds']} folds; null: the best layer's probe on {attrs['permutations']}"
+            " shuffles of the labels."
         )
-        frame = self.summary().drop(columns=["reading", "n"])
-        then = ".dataset has every layer and checkpoint; interp.plot.join.probes(it) draws them"
-        notes = [each for each in str(data.attrs.get("notes", "")).split("\n") if each]
-        return "\n".join([about, frame_text(frame), *notes, data.attrs["caveat"], then])
+
+    def notes(self) -> list[str]:
+        """What was not there to be read, and what a probe cannot say."""
+        attrs = self.dataset.attrs
+        return [*(line for line in str(attrs.get("notes", "")).split("\n") if line), attrs["caveat"]]
 
 
 def probes(
-    models: CheckpointPair | Place | Mapping[str, Course],
+    models: CheckpointPair | Place | Mapping[str, Training],
     texts: Sequence[str],
     labels: Sequence[int],
     *,
@@ -92,7 +96,7 @@ def probes(
     Args:
         models: a pair that kept checkpoints, or its folder: its policy and, where that kept checkpoints too, its reward
             model. Or by name such a pair, the folder of a reward model with checkpoints, or the model at each optimiser
-            step. The first step is what the others are compared with, as a rule 0. Folders and functions are loaded
+            step. The first step is what the others are compared with, as a rule 0. Folders and functions are load_model
             one at a time.
         texts: texts with and without the concept.
         labels: 1 or 0 for each.
@@ -120,14 +124,14 @@ def probes(
         raise MeasureError(f'pooling is "mean" or "read", not {pooling!r}')
     if permutations < 0 or not strength > 0:
         raise MeasureError(f"permutations must be 0 or more and strength above 0, not {permutations} and {strength}")
-    courses, notes = courses_of(models)
+    courses, notes = trainings_of(models)
     splits = _splits(target, index, folds, seed)
     shuffled = _shuffles(target, index, permutations, seed)
     found: dict[str, list[_Cell]] = {}
     for name, steps in courses.items():
         found[name] = []
         for step in sorted(steps):
-            states = activations(loaded(steps[step]), said, pooling=pooling, batch_size=batch_size)
+            states = activations(load_model(steps[step]), said, pooling=pooling, batch_size=batch_size)
             if found[name] and len(states) != len(found[name][0].accuracy):
                 raise MeasureError(
                     f"{name} has {len(states) - 1} layers at step {step} and {len(found[name][0].accuracy) - 1} before;"
@@ -365,7 +369,9 @@ def _summary(data: xr.Dataset) -> pd.DataFrame:
         first = int(own["trained"].values[0])
 
         def bounds(key: str, of: xr.Dataset) -> dict[str, float]:
-            return dict(zip(("estimate", "lower", "upper"), (float(of[f"{key}{e}"]) for e in _ENDS), strict=True))
+            return dict(
+                zip(("estimate", "estimate_low", "estimate_high"), (float(of[f"{key}{e}"]) for e in _ENDS), strict=True)
+            )
 
         none = {"null_low": _NAN, "null_high": _NAN, "p": _NAN}
         rows += [
@@ -385,6 +391,6 @@ def _summary(data: xr.Dataset) -> pd.DataFrame:
                 "units": "share",
             },
         ]
-    frame = pd.DataFrame([{"reading": "probes", **row, "n": int(data.attrs["texts"])} for row in rows])
+    frame = pd.DataFrame([{**row, "n": int(data.attrs["texts"])} for row in rows])
     frame.attrs["caveat"] = CAVEAT
     return frame

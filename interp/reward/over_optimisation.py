@@ -5,31 +5,29 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
-from interp.columns import frame_text
 from interp.errors import MeasureError
 from interp.measures.arrays import dataset, variable
-from interp.models import Policy, RewardModel, Source
-from interp.pair import CheckpointPair
+from interp.models import Policy, RewardModel, Source, as_reward
+from interp.pair import CheckpointPair, pair_at
 from interp.prompts import Prompts, check_same_vocabulary
-from interp.reward.courses import (
+from interp.result import Result
+from interp.reward.checkpoints import (
     Place,
     load_gold,
-    pair_at,
     pair_prompts,
     pair_reads,
-    pair_reward,
     pair_setting,
     pair_steps,
     same_reward,
 )
+from interp.reward.fixed_effects import unit_ranks
 from interp.reward.responses import Reads, Reward, read_prompts, respond, response_kl, reward_words, scores
-from interp.reward.within import unit_ranks
 from interp.stats import MIN_PROMPTS, SPLIT_PROMPTS, bootstrap_mean, selection_halves
 
 CAVEAT = (
@@ -38,13 +36,16 @@ CAVEAT = (
 )
 
 _NAN = float("nan")
+
 _ENDS = ("", "_lower", "_upper")
+
 _SD = "sd of base's scores"
+
 _RESAMPLES = 2000
 
 
-@dataclass(frozen=True, repr=False)
-class OverOptimisation:
+@dataclass(frozen=True, eq=False, repr=False)
+class OverOptimisation(Result):
     """Reward against KL over the checkpoints of one training (see `over_optimisation`).
 
     Attributes:
@@ -54,13 +55,14 @@ class OverOptimisation:
             step and draw the scores and the KL they are means of; `peak` and what the gold reward lost after it.
     """
 
-    dataset: xr.Dataset
+    kind: ClassVar[str] = "over_optimisation"
+    title: ClassVar[str] = "Over-optimisation"
 
     def summary(self) -> pd.DataFrame:
         """The findings, one a row, with their intervals."""
         return _summary(self.dataset)
 
-    def course(self) -> pd.DataFrame:
+    def by_step(self) -> pd.DataFrame:
         """One row a checkpoint: KL, both rewards, their gains and how far they agree."""
         names = ("kl_token", "distance", "reward", "gold", "reward_gain", "gold_gain", "gap", "agreement")
         return pd.DataFrame(
@@ -68,14 +70,17 @@ class OverOptimisation:
             | {name: self.dataset[name].values for name in names if name in self.dataset}
         )
 
-    def __repr__(self) -> str:
+    def headline(self) -> str:
+        """The checkpoints, and how many samples each."""
         data = self.dataset
-        steps = f"steps {', '.join(map(str, data['step'].values.tolist()))}"
-        about = f"over-optimisation: {steps}; {data.sizes['prompt']} prompts, {data.sizes['draw']} samples each"
-        frame = self.summary().drop(columns=["reading", "n"])
-        then = ".course() has a row a checkpoint, .dataset every score; interp.plot.join.over_optimisation(it) draws it"
+        steps = ", ".join(map(str, data["step"].values.tolist()))
+        return f"reward over the steps {steps}: {data.sizes['prompt']} prompts, {data.sizes['draw']} samples each."
+
+    def notes(self) -> list[str]:
+        """What a gap between two rewards does not say."""
+        data = self.dataset
         caveat = [data.attrs["caveat"]] if "gold" in data and "caveat" in data.attrs else []
-        return "\n".join([about, frame_text(frame), *caveat, then])
+        return [*caveat, ".by_step(): a row a checkpoint"]
 
 
 def over_optimisation(
@@ -191,7 +196,7 @@ def _rewards(
     if reward is None:
         if not isinstance(pair, CheckpointPair):
             raise MeasureError("policies by step do not say what they were tuned toward; pass reward=")
-        reward = pair_reward(pair)
+        reward = as_reward(pair)
     elif isinstance(reward, (str, os.PathLike)):
         how = pair.manifest.get("reward") or {} if isinstance(pair, CheckpointPair) else {}
         reward = RewardModel.load(reward, label=how.get("label"), output=how.get("output", "probability"))
@@ -346,7 +351,7 @@ def _summary(data: xr.Dataset) -> pd.DataFrame:
         values = [data[f"{name}{end}"] for end in _ENDS if f"{name}{end}" in data]
         numbers = [float(v if at is None else v.sel(step=at)) for v in values]
         low, high = numbers[1:] or (_NAN, _NAN)
-        row = {"reading": "over-optimisation", "finding": finding, "estimate": numbers[0], "lower": low, "upper": high}
+        row = {"finding": finding, "estimate": numbers[0], "estimate_low": low, "estimate_high": high}
         rows.append({**row, "units": units, "n": data.sizes["prompt"]})
 
     first, last = (int(data["step"].values[at]) for at in (0, -1))

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
-from interp.columns import frame_text
 from interp.errors import MeasureError
 from interp.measures.arrays import MODELS, TokenTexts, dataset, strings, variable
 from interp.metrics import check_whole
 from interp.models import Policy, Source
 from interp.models.optimised import Optimised
 from interp.prompts import Prompts, TokenizedPrompts, check_same_vocabulary
-from interp.reward.findings import implicit_findings, least_explained
+from interp.result import Result, number
+from interp.reward.fixed_effects import Slopes, centred, fixed_effects, permutations_within, spearman_within, unit_ranks
 from interp.reward.responses import (
     Reads,
     Responses,
@@ -28,15 +28,7 @@ from interp.reward.responses import (
     reward_words,
     scores,
 )
-from interp.reward.within import (
-    Slopes,
-    centred,
-    fixed_effects,
-    permutations_within,
-    spearman_within,
-    unit_ranks,
-)
-from interp.stats import bootstrap_mean
+from interp.stats import bootstrap_mean, permutation_p
 
 FEWEST = 8
 """Fewest completions of a prompt."""
@@ -49,8 +41,8 @@ CAUTION = (
 )
 
 
-@dataclass(frozen=True, repr=False)
-class ImplicitReward:
+@dataclass(frozen=True, eq=False, repr=False)
+class ImplicitReward(Result):
     """The policy's shift beside the reward, sample by sample (see `implicit_reward`).
 
     Attributes:
@@ -60,7 +52,8 @@ class ImplicitReward:
             `effective_beta`, and the nulls by permutation.
     """
 
-    dataset: xr.Dataset
+    kind: ClassVar[str] = "implicit_reward"
+    title: ClassVar[str] = "Implicit reward"
 
     def summary(self) -> pd.DataFrame:
         """The findings, one a row, with their intervals and what permuted rewards give."""
@@ -79,15 +72,24 @@ class ImplicitReward:
         """
         return least_explained(self.dataset, count)
 
-    def __repr__(self) -> str:
+    def headline(self) -> str:
+        """How many samples, and the slope."""
         data = self.dataset
-        draws = data.sizes["draw"] * data.sizes["source"]
-        about = (
-            f"implicit reward: {data.sizes['prompt']} prompts, {draws} samples each; null: {data.attrs['permutations']}"
-            " permutations of the rewards within prompts"
+        samples = data.sizes["draw"] * data.sizes["source"]
+        slope, units = float(data["slope"]), data["slope"].attrs["units"]
+        return (
+            f"{data.sizes['prompt']} prompts, {samples} samples each: the log-ratio grows by {number(slope)} {units},"
+            " within prompts."
         )
-        then = ".texts() has the samples that reward explains least; interp.plot.join.implicit_reward(it) draws the fit"
-        return "\n".join([about, frame_text(self.summary().drop(columns=["reading", "n"])), CAUTION, then])
+
+    def notes(self) -> list[str]:
+        """What the null is, and which slope to quote."""
+        permutations = self.dataset.attrs["permutations"]
+        return [
+            f"null: {permutations} permutations of the rewards within prompts",
+            CAUTION,
+            ".texts(): the samples that reward explains least",
+        ]
 
 
 def implicit_reward(
@@ -341,3 +343,83 @@ def _samples(
         draw=range(shape[0]),
         step=range(steps),
     )
+
+
+def _finding(
+    data: xr.Dataset, finding: str, name: str, units: str, null: str | None = None, suffix: str = ""
+) -> dict[str, Any]:
+    value, low, high = (float(data[f"{name}{end}"]) for end in (suffix, "_lower", "_upper"))
+    drawn = data[null].values if null else np.empty(0)
+    ends = np.quantile(drawn, (0.025, 0.975)) if len(drawn) and np.isfinite(drawn).all() else (_NAN, _NAN)
+    return {
+        "finding": finding,
+        "estimate": value,
+        "estimate_low": low,
+        "estimate_high": high,
+        "null_low": float(ends[0]),
+        "null_high": float(ends[1]),
+        "p": permutation_p(value, drawn),
+        "units": units,
+        "n": data.sizes["prompt"],
+    }
+
+
+def implicit_findings(data: xr.Dataset) -> pd.DataFrame:
+    """The findings of an implicit reward, one a row, with intervals and what permuted rewards give."""
+    recipe = float(data.attrs.get("beta", _NAN))
+    beside = f" (the recipe's beta: {recipe:g})" if np.isfinite(recipe) else ""
+    rows = [
+        _finding(
+            data,
+            "log-ratio per unit of reward, within prompts (1 / effective beta)",
+            "slope",
+            "nats per reward",
+            "null_slope",
+        ),
+        *(
+            _finding(data.sel(source=each), f"the same, {each}'s samples alone", "slope_by_source", "nats per reward")
+            for each in MODELS
+        ),
+        _finding(data, f"effective beta{beside}", "effective_beta", "reward per nat"),
+        _finding(data, "Spearman of reward and log-ratio within prompts", "spearman", "", "null_spearman", "_mean"),
+        _finding(data, "log-ratio per token of length", "length_slope", "nats per token"),
+        _finding(data, "log-ratio per unit of reward, length left out", "slope_without_length", "nats per reward"),
+    ]
+    share = float(data["explained"])
+    blank = {"estimate_low": _NAN, "estimate_high": _NAN, "null_low": _NAN, "null_high": _NAN, "p": _NAN}
+    finding = "variance of the log-ratio within prompts that reward and length explain"
+    rows.append({**rows[0], **blank, "finding": finding, "estimate": share, "units": "share"})
+    return pd.DataFrame(rows)
+
+
+Kind = Literal["drift toward", "drift away", "unclaimed"]
+
+
+def least_explained(data: xr.Dataset, count: int) -> pd.DataFrame:
+    """The samples that the reward explains least, by kind (see `ImplicitReward.texts`)."""
+    flat = data[["reward", "log_ratio", "residual", "completion"]].stack(sample=("prompt", "source", "draw"))
+    prompt = flat["prompt"].values
+    reward, ratio = (centred(flat[name].values.astype(float), prompt) for name in ("reward", "log_ratio"))
+    residual = flat["residual"].values.astype(float)
+    kinds: dict[Kind, np.ndarray] = {
+        "drift toward": residual > 0,
+        "drift away": (residual < 0) & (reward <= 0),
+        "unclaimed": (residual < 0) & (reward > 0),
+    }
+    rows = []
+    for kind, fits in kinds.items():
+        places = np.flatnonzero(fits)
+        for place in places[np.argsort(-np.abs(residual[places]), kind="stable")][:count]:
+            rows.append(
+                {
+                    "kind": kind,
+                    "prompt": str(data["text"].values[prompt[place]]),
+                    "completion": str(flat["completion"].values[place]),
+                    "source": str(flat["source"].values[place]),
+                    "reward": reward[place],
+                    "log_ratio": ratio[place],
+                    "residual": residual[place],
+                }
+            )
+    columns = ["kind", "prompt", "completion", "source", "reward", "log_ratio", "residual"]
+    return pd.DataFrame(rows, columns=columns)

@@ -4,32 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
-from interp.columns import frame_text
 from interp.errors import MeasureError, PromptError
 from interp.measures.arrays import dataset, strings, variable
 from interp.models import Policy, Source
 from interp.prompts import TokenizedPrompts, check_same_vocabulary, encode
-from interp.reward.findings import READINGS, token_findings
+from interp.result import Result, number
+from interp.reward.fixed_effects import centred, permutations_within, unit_ranks
 from interp.reward.responses import Responses, response_log_probs
 from interp.reward.texts import check_texts
-from interp.reward.within import centred, permutations_within, unit_ranks
-from interp.stats import bootstrap_mean
+from interp.stats import bootstrap_mean, permutation_p
 
 Span = tuple[int, int]
+
 Valued = Sequence[tuple[int, int, float]]
 """Characters [start, end) of a text, and what is attributed to them."""
 
 _NAN = float("nan")
 
 
-@dataclass(frozen=True, repr=False)
-class TokenJoin:
+@dataclass(frozen=True, eq=False, repr=False)
+class TokenJoin(Result):
     """Reward attribution and log-ratio on the same characters (see `token_join`).
 
     Attributes:
@@ -38,24 +38,28 @@ class TokenJoin:
             the pooled one, and their nulls by permutation.
     """
 
-    dataset: xr.Dataset
+    kind: ClassVar[str] = "token_join"
+    title: ClassVar[str] = "Token join"
 
     def summary(self) -> pd.DataFrame:
         """The findings, one a row, with their intervals and what permuted attributions give."""
         return token_findings(self.dataset)
 
-    def __repr__(self) -> str:
-        data = self.dataset
-        about = (
-            f"token join: {data.sizes['prompt']} texts; null: {data.attrs['permutations']} permutations of the"
-            " attributions within texts"
+    def headline(self) -> str:
+        """How many texts, and the rank correlation within them."""
+        value = float(self.dataset["signed_spearman_mean"])
+        return (
+            f"{self.dataset.sizes['prompt']} texts: a token's reward attribution and its log-ratio have the rank"
+            f" correlation {number(value)}, mean within texts."
         )
-        frame = self.summary().drop(columns=["reading", "units", "n"])
-        then = (
-            ".dataset has every span; interp.plot.join.token_join(it) draws them,"
-            ' interp.report.join.write_tokens(it, "tokens.html") colours the texts'
-        )
-        return "\n".join([about, frame_text(frame), then])
+
+    def notes(self) -> list[str]:
+        """What the null is, and where the coloured texts are."""
+        permutations = self.dataset.attrs["permutations"]
+        return [
+            f"null: {permutations} permutations of the attributions within texts",
+            '.report("tokens.html") colours the texts',
+        ]
 
 
 def token_join(
@@ -244,17 +248,17 @@ def common_spans(
     """
     items = []
     for side, spans in enumerate((first, second)):
-        for number, (start, end) in enumerate(spans):
+        for index, (start, end) in enumerate(spans):
             inside = text[start:end]
             low, high = start + len(inside) - len(inside.lstrip()), start + len(inside.rstrip())
             if low < high:
-                items.append((low, high, side, number))
+                items.append((low, high, side, index))
     out: list[tuple[int, int, list[int], list[int]]] = []
-    for low, high, side, number in sorted(items):
+    for low, high, side, index in sorted(items):
         if not out or low >= out[-1][1]:
             out.append((low, high, [], []))
         start, end, *members = out[-1]
-        members[side].append(number)
+        members[side].append(index)
         out[-1] = (start, max(end, high), members[0], members[1])
     return out
 
@@ -290,10 +294,10 @@ def correlate(
     width = max(map(len, rows))
     places = np.full((3, len(rows), width), np.nan)
     bounds, pieces = np.full((2, len(rows), width), -1), np.full((len(rows), width), "", dtype=object)
-    for number, each in enumerate(rows):
+    for place, each in enumerate(rows):
         for column, (start, end, *values) in enumerate(each):
-            bounds[:, number, column], places[:, number, column] = (start, end), values
-            pieces[number, column] = texts[number][start:end]
+            bounds[:, place, column], places[:, place, column] = (start, end), values
+            pieces[place, column] = texts[place][start:end]
     dims = "prompt token"
     found |= {
         "text": variable("prompt", strings(list(texts)), "text"),
@@ -346,9 +350,9 @@ def _reading(
     by_text[: index.max() + 1] = np.bincount(index, weights=within[0] * within[1])
     by_text[np.bincount(index, minlength=len(groups)) < 3] = np.nan
     nulls = np.empty((2, count))
-    for number, order in enumerate(permutations_within(index, count, seed=seed)):
+    for draw, order in enumerate(permutations_within(index, count, seed=seed)):
         each = np.bincount(index, weights=within[0][order] * within[1])
-        nulls[:, number] = _mean(each), float(pooled[0][order] @ pooled[1])
+        nulls[:, draw] = _mean(each), float(pooled[0][order] @ pooled[1])
     mean = bootstrap_mean(by_text, groups, seed=seed)
     said = f"rank correlation of {READINGS[name]}"
     out = {f"{name}_spearman": variable("prompt", by_text, f"{said} within a text")}
@@ -363,3 +367,46 @@ def _reading(
 def _mean(values: Iterable[float]) -> float:
     finite = [value for value in values if np.isfinite(value)]
     return float(np.mean(finite)) if finite else _NAN
+
+
+READINGS = {
+    "signed": "attribution and log-ratio",
+    "size": "|attribution| and |log-ratio|",
+    "size_given_surprise": "|attribution| and |log-ratio|, base's surprise held fixed",
+}
+"""What is correlated, by the beginning of its variables' names."""
+
+_WORDS = {**READINGS, "size_given_surprise": "base's surprise held fixed, |attribution| and |log-ratio|"}
+
+
+def token_findings(data: xr.Dataset) -> pd.DataFrame:
+    """The findings of a token join, one a row, with intervals and what permuted attributions give."""
+    rows = []
+    spans = int(np.isfinite(data["attribution"].values).sum())
+    for name in READINGS:
+        kinds = (
+            (f"{name}_spearman_mean", "spearman", "texts"),
+            (f"{name}_pooled", "pooled", "spans"),
+        )
+        for key, end, over in kinds:
+            drawn = data[f"null_{name}_{end}"].values
+            real = len(drawn) and np.isfinite(drawn).all()
+            ends = np.quantile(drawn, (0.025, 0.975)) if real else (_NAN, _NAN)
+            bounds = [f"{name}_spearman_{each}" for each in ("lower", "upper")] if end == "spearman" else []
+            low, high = [float(data[bound]) for bound in bounds] or (_NAN, _NAN)
+            value = float(data[key])
+            rows.append(
+                {
+                    "finding": f"{_WORDS[name]}: Spearman, {'mean over texts' if bounds else f'{spans} spans'}",
+                    "over": over,
+                    "estimate": value,
+                    "estimate_low": low,
+                    "estimate_high": high,
+                    "null_low": float(ends[0]),
+                    "null_high": float(ends[1]),
+                    "p": permutation_p(value, drawn),
+                    "units": "",
+                    "n": data.sizes["prompt"],
+                }
+            )
+    return pd.DataFrame(rows)
