@@ -121,7 +121,9 @@ def _array(name: str, ours: np.ndarray, theirs: np.ndarray, dims: tuple[Any, Any
             return Finding(name, "equal", said)
         where = tuple(int(index) for index in np.argwhere(~same)[0])
         return Finding(
-            name, "differs", f"{int((~same).sum())} of {ours.size}: {ours[where]!r} -> {theirs[where]!r} {said}"
+            name,
+            "differs",
+            f"{int((~same).sum())} of {ours.size}: {str(ours[where])!r} -> {str(theirs[where])!r} {said}",
         )
     if ours.dtype == theirs.dtype and np.array_equal(ours, theirs, equal_nan=ours.dtype.kind == "f"):
         return Finding(name, "equal", said)
