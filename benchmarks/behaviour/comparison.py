@@ -88,16 +88,15 @@ def _case(
 
 
 def _twin(name: str, there: set[str], renames: list[Any]) -> str | None:
-    """The name of an array in the newer recording: its own, or the first renamed one that is there."""
+    """The name of an array in the newer recording: by a rule that comes first, its own, or by another rule."""
     case, key = name.split("/", 1)
-    if key in there:
-        return key
-    for rule in renames:
-        if re.search(rule["old"], name):
-            renamed = re.sub(rule["old"], rule["new"], name).removeprefix(f"{case}/")
-            if renamed in there:
-                return renamed
-    return None
+    moved = [
+        (rule.get("first", False), re.sub(rule["old"], rule["new"], name).removeprefix(f"{case}/"))
+        for rule in renames
+        if re.search(rule["old"], name)
+    ]
+    before, after = ([new for first, new in moved if first is wanted] for wanted in (True, False))
+    return next((each for each in (*before, key, *after) if each in there), None)
 
 
 def _stacked(name: str, twin: str, old: np.ndarray, there: Any, rules: dict[str, Any]) -> np.ndarray:
