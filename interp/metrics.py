@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from interp.errors import InterpError, MeasureError
 from interp.families import Parts
 from interp.models import Policy, RewardModel
+from interp.models.load import as_reward
+from interp.pair import CheckpointPair
 from interp.prompts import Batch, Prompts
 
 CustomMetric = Callable[[Tensor, Tensor], Tensor]
@@ -310,12 +312,12 @@ def resolve_reward(reward: Any) -> Reward:
         LoadError: it cannot be loaded.
         MeasureError: it is neither.
     """
-    if isinstance(reward, (RewardModel, nn.Module, str, os.PathLike)):
-        return RewardModel.load(reward)
+    if isinstance(reward, (RewardModel, CheckpointPair, nn.Module, str, os.PathLike)):
+        return as_reward(reward)
     if callable(reward):
         return reward
     raise MeasureError(
-        f"a reward is a reward model (interp.load_reward), its folder or hub id, or a function of samples,"
+        f"a reward is a reward model (interp.load_reward), its folder or hub id, a pair, or a function of samples,"
         f" prompts and outputs, not a {type(reward).__name__}"
     )
 

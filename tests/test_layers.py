@@ -21,17 +21,13 @@ ORDER = [
     families
     hooks decomposition
     models
-    measures
-    collect
-    engine
-    metrics
+    metrics measures
     result
     patching
     circuits reward
-    summary text store
-    plot report options
+    plot
+    report
     comparison
-    comparing
     cli
     """.strip().splitlines()
 ]

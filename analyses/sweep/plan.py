@@ -12,7 +12,7 @@ from analyses.sweep.cells import Cell, file_hash, model_hash
 from analyses.sweep.config import SweepConfig, folder_name
 from interp.errors import ConfigError
 from interp.pair import CheckpointPair
-from interp.reward.courses import folder_steps, pair_steps
+from interp.reward.checkpoints import folder_steps, pair_steps
 from training.config import RLHFConfig, expand
 from training.config.places import changed
 from training.prompts import load_prompts

@@ -57,19 +57,29 @@ def gram_of(vectors: Float[np.ndarray, "pair value"]) -> Float[np.ndarray, "pair
 
 
 def weight_gram(base: str, tuned: Sequence[str]) -> Float[np.ndarray, "pair pair"]:
-    """Products of the changes of all weights, one parameter in memory at a time.
+    """Products of the changes of all weights; of every model one parameter is in memory at a time.
+
+    Weights are mapped from their files, and what was read is given back (see `interp.models.offload`).
 
     Args:
         base: folder or id of the base model.
         tuned: of each tuned model.
     """
     from interp.models import load_model
+    from interp.models.offload import pages_of
 
-    state = [dict(load_model(source).named_parameters()) for source in (base, *tuned)]
+    states, pages = [], []
+    for source in (base, *tuned):
+        model = load_model(source)
+        states.append(dict(model.named_parameters()))
+        pages.append(pages_of(model))
+        pages[-1].release()
     total = np.zeros((len(tuned), len(tuned)))
-    for name, parameter in state[0].items():
+    for name, parameter in states[0].items():
         first = parameter.detach().double().flatten()
-        total += gram_of(np.stack([(each[name].detach().double().flatten() - first).numpy() for each in state[1:]]))
+        total += gram_of(np.stack([(state[name].detach().double().flatten() - first).numpy() for state in states[1:]]))
+        for of_one in pages:
+            of_one.release()
     return total
 
 

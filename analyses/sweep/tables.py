@@ -210,6 +210,9 @@ def _emotions(
     return table
 
 
+_FORMER = {"lower": "estimate_low", "upper": "estimate_high"}  # columns of cells that version 1 wrote
+
+
 def _of_implicit(folder: Path, seed: int) -> dict[str, float]:
     with xr.open_dataset(folder / "implicit.nc", engine="h5netcdf") as data:
         score = data["score"].transpose("prompt", "source", "draw").values
@@ -217,7 +220,7 @@ def _of_implicit(folder: Path, seed: int) -> dict[str, float]:
     means = score.mean(axis=2)
     gain = means[:, 1] - means[:, 0]
     mean, low, high = interval(gain, groups, seed=seed)
-    rows = pd.read_csv(folder / "summary.csv")
+    rows = pd.read_csv(folder / "summary.csv").rename(columns=_FORMER)
     slope, spearman = rows.iloc[0], rows[rows["finding"].str.startswith("Spearman")].iloc[0]
     return {
         "reward_base": float(means[:, 0].mean()),
@@ -227,8 +230,8 @@ def _of_implicit(folder: Path, seed: int) -> dict[str, float]:
         "gain_high": high,
         "gain_p": float(scipy.stats.wilcoxon(gain).pvalue) if np.any(gain) else 1.0,
         "slope": float(slope["estimate"]),
-        "slope_low": float(slope["lower"]),
-        "slope_high": float(slope["upper"]),
+        "slope_low": float(slope["estimate_low"]),
+        "slope_high": float(slope["estimate_high"]),
         "slope_p": float(slope["p"]),
         "spearman": float(spearman["estimate"]),
     }

@@ -206,10 +206,10 @@ def reading(cell: Cell) -> Write:
 
     model = RewardModel.load(cell.how["reward"], label=cell.how["emotion"], output="logit")
     texts = [text for text in cell.how["texts"] if not model.too_long([text])]
-    held = spurious(model, texts, seed=cell.how["seed"])
+    found = spurious(model, texts, seed=cell.how["seed"])
     scores = model.score(texts)
     highest = [texts[row] for row in np.argsort(-scores, kind="stable")[:READ_TEXTS]]
-    found = against_patching(model, attribute(model, highest, patched_texts=0))
+    attribution = against_patching(model, attribute(model, highest, patched_texts=0))
     # Few texts have a logit above 0: a layer decides here whether a text is in the upper or the lower half.
     layers = lens(model, texts, threshold=float(np.median(scores))).dataset
     decided = layers["deciding_site"].values[:, 0]
@@ -223,10 +223,10 @@ def reading(cell: Cell) -> Write:
 
     def write(folder: Path) -> None:
         by_layer.to_csv(folder / "lens.csv", index=False)
-        held.summary().to_csv(folder / "spurious.csv", index=False)
-        write_json(folder / "held.json", list(held.held))
-        held.report(folder / "spurious.html")
-        found.report(folder / "attribution.html")
+        found.summary().to_csv(folder / "spurious.csv", index=False)
+        write_json(folder / "held.json", list(found.features))
+        found.report(folder / "spurious.html")
+        attribution.report(folder / "attribution.html")
 
     return write
 
@@ -237,6 +237,7 @@ def implicit(cell: Cell) -> Write:
     from interp.models.optimised import Optimised
     from interp.prompts import Prompts
     from interp.reward import implicit_reward
+    from interp.sampling import Sampling
 
     how = cell.how
     reward = RewardModel.load(how["reward"], label=how["emotion"], output=how["output"])
@@ -245,11 +246,10 @@ def implicit(cell: Cell) -> Write:
         how["tuned"],
         reward,
         Prompts(how["prompts"]),
-        samples=how["samples"],
+        sampling=Sampling(samples=how["samples"], max_new_tokens=how["max_new_tokens"]),
         optimised=Optimised.of(CheckpointPair.load(how["folder"])),
         reads=how["reads"],
-        max_new_tokens=how["max_new_tokens"],
-        permutations=how["permutations"],
+        draws=how["permutations"],
         seed=how["seed"],
     )
 
@@ -264,15 +264,16 @@ def tokens(cell: Cell) -> Write:
     """Does the reward attribution of a token tell how far its log-probability moved? On tuned's own samples."""
     from interp.models import Policy, RewardModel
     from interp.prompts import Prompts
-    from interp.report.join import write_tokens
     from interp.reward import attribute, token_join
     from interp.reward.responses import read_prompts, respond
+    from interp.sampling import Sampling
 
     how = cell.how
     base, tuned = Policy.load(how["base"]), Policy.load(how["tuned"])
     reward = RewardModel.load(how["reward"], label=how["emotion"], output="logit")
     prompts = read_prompts([base, tuned], Prompts(how["prompts"]))
-    said = respond(tuned, prompts, draws=1, max_new_tokens=how["max_new_tokens"], seed=how["seed"], batch_size=32)
+    sampling = Sampling(max_new_tokens=how["max_new_tokens"])
+    said = respond(tuned, prompts, 1, sampling, seed=how["seed"], batch_size=32)
     kept = [
         (text.strip(), len(start.strip()))
         for text, start in zip(said.samples, said.prompts, strict=True)
@@ -285,13 +286,13 @@ def tokens(cell: Cell) -> Write:
         texts,
         attribute(reward, texts),
         starts=starts,
-        permutations=how["permutations"],
+        draws=how["permutations"],
         seed=how["seed"],
     )
 
     def write(folder: Path) -> None:
         found.summary().to_csv(folder / "summary.csv", index=False)
-        write_tokens(found, folder / "tokens.html")
+        found.report(folder / "tokens.html")
 
     return write
 
@@ -312,7 +313,7 @@ def circuit(cell: Cell) -> Write:
 def probes(cell: Cell) -> Write:
     """Who learns what, when: where policy and reward model make the emotion easier to read, by layer and step."""
     from interp.models import RewardModel
-    from interp.reward.probing import probes as probe
+    from interp.reward.probes import probes as probe
 
     how = cell.how
     model = RewardModel.load(how["reward"], label=how["emotion"], output="logit")
@@ -326,7 +327,7 @@ def probes(cell: Cell) -> Write:
     if len(bearing) < FEWEST_PROBED or len(others) < FEWEST_PROBED:
         return lambda folder: write_json(folder / "few.json", {"texts": len(bearing)})
     found = probe(
-        courses, [*bearing, *others], [1] * len(bearing) + [0] * len(others), permutations=SHUFFLES, seed=how["seed"]
+        courses, [*bearing, *others], [1] * len(bearing) + [0] * len(others), draws=SHUFFLES, seed=how["seed"]
     )
 
     def write(folder: Path) -> None:

@@ -14,7 +14,6 @@ import xarray as xr
 
 from interp.circuits.faithfulness import CircuitValues, circuit_values, crossfitted, folds
 from interp.circuits.graph import Graph
-from interp.circuits.passes import LOADING
 from interp.circuits.scores import EdgeScores, edge_attribution, mean_of
 from interp.circuits.selection import (
     Circuit,
@@ -29,7 +28,8 @@ from interp.errors import MeasureError, renamed
 from interp.measures.arrays import MODELS, dataset, strings, variable
 from interp.metrics import Metric
 from interp.models.matched import MatchedModels, load_matched
-from interp.pair import CheckpointPair
+from interp.pair import pair_at
+from interp.patching.runs import LOADING
 from interp.progress import Progress, no_progress
 from interp.prompts import Prompts
 from interp.result import Result
@@ -156,7 +156,7 @@ def compare(
     *,
     sizes: Sequence[int] | None = None,
     selection: Selection = SELECTION,
-    controls: Any = None,
+    controls: Sequence[Any] | None = None,
     replicates: Sequence[Any] | None = None,
     draws: int = 5,
     batch_size: int = 16,
@@ -181,13 +181,14 @@ def compare(
     its interval; by component what `component_changes` says.
 
     Args:
-        base: id, folder, module or `Policy`; or a `CheckpointPair`, followed by the prompts: `compare(pair, prompts)`.
+        base: id, folder, module or `Policy`; or a pair, its folder or its name, with the prompts behind
+            it: `compare(pair, prompts)`.
         tuned: the same.
         pairs: prompts with `corrupted` counterparts.
         metric: see `edge_attribution`.
         sizes: numbers of edges; None is eight, from one edge in two hundred to all.
         selection: how edges are scored and circuits chosen.
-        controls: models whose reward meant nothing, a list or one; None: a pair's own.
+        controls: models whose reward meant nothing; None: a pair's own.
         replicates: runs of tuned's recipe with other seeds; None: a pair's own.
         draws: random circuits for each size.
         batch_size: prompts that run together.
@@ -197,14 +198,17 @@ def compare(
     Raises:
         MeasureError: the models differ in shape, or there are fewer than 4 groups of prompts.
     """
-    if isinstance(base, CheckpointPair) and pairs is None:
-        tuned, pairs = None, tuned
+    pair = pair_at(base) if pairs is None else None
+    if pair is not None:
+        base, tuned, pairs = pair, None, tuned
     if not isinstance(pairs, Prompts) or pairs.corrupted is None:
         raise MeasureError("circuits need clean and corrupted prompts: Prompts(texts, corrupted=[...], answers=...)")
     if len(set(pairs.groups or ())) < 4:
         raise MeasureError("circuits are compared on at least 4 groups of prompts; give more prompts")
-    listed = controls if controls is None or isinstance(controls, (list, tuple)) else [controls]
-    models = load_matched(base, tuned, controls=listed, replicates=replicates)
+    for name, listed in (("controls", controls), ("replicates", replicates)):
+        if listed is not None and not isinstance(listed, (list, tuple)):
+            raise MeasureError(f"{name} is a list of models, not a {type(listed).__name__}; put it in brackets")
+    models = load_matched(base, tuned, controls=controls, replicates=replicates)
     policies = [models.base, *models.others]
     pairs = pairs.for_models([policy.tokenizer for policy in policies])
     numbers = check_sizes(Graph.of(models.base.parts), sizes)
@@ -379,22 +383,22 @@ class _Job:
             f"{kind} {i}" for kind in ("control", "replicate") for i in range(len(getattr(self.models, f"{kind}s")))
         ]
         shape = (len(names), len(self.sizes))
-        overlap, share, own, change = np.zeros(shape), np.zeros(shape), np.zeros(shape), np.zeros(len(names))
+        overlap, of_base, of_run, change = np.zeros(shape), np.zeros(shape), np.zeros(shape), np.zeros(len(names))
         how: dict[str, Any] = {"batch_size": self.batch_size}
         before = circuit_values(self.models.base, self.pairs, [], self.metric, **how).effect if names else np.zeros(0)
         for i, scores in enumerate(self.scores[2:]):
             overlap[i] = [jaccard(*both) for both in zip(self.chosen[0], self.by_size(scores.mean), strict=True)]
             values = self._crossfitted(2 + i, [self.scores[0], scores], [])
-            share[i], own[i] = values.faithfulness(seed=self.seed).value.reshape(2, -1)
+            of_base[i], of_run[i] = values.faithfulness(seed=self.seed).value.reshape(2, -1)
             change[i] = float((values.effect - before).mean())
         units = self.scores[0].units
         data = dataset(
             {
                 "run_edge_overlap": variable("run size", overlap, "Jaccard of base's edges and the run's"),
                 "run_faithfulness": variable(
-                    "run size", share, "of the run's behaviour base's circuit carries", "share"
+                    "run size", of_base, "of the run's behaviour base's circuit carries", "share"
                 ),
-                "run_own_faithfulness": variable("run size", own, "of the run's behaviour its own carries", "share"),
+                "run_own_faithfulness": variable("run size", of_run, "of the run's behaviour its own carries", "share"),
                 "run_effect_change": variable("run", change, "what corrupting changes there, less in base", units),
             },
             size=list(self.sizes),
@@ -408,8 +412,8 @@ def _verdict_size(shares: xr.Dataset, numbers: tuple[int, ...], whole: int) -> i
     The whole graph, which carries everything, is no circuit, and taken only where no other size was asked for.
     """
     sizes = [size for size in numbers if size < whole] or list(numbers)
-    own = np.array([min(carried(shares, m, m, size) for m in MODELS) for size in sizes])
-    if not np.isfinite(own).any():
+    least = np.array([min(carried(shares, m, m, size) for m in MODELS) for size in sizes])
+    if not np.isfinite(least).any():
         return sizes[len(sizes) // 2]
-    enough = [size for size, share in zip(sizes, own, strict=True) if share >= ENOUGH]
-    return enough[0] if enough else sizes[int(np.nanargmax(own))]
+    enough = [size for size, share in zip(sizes, least, strict=True) if share >= ENOUGH]
+    return enough[0] if enough else sizes[int(np.nanargmax(least))]

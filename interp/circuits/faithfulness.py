@@ -13,13 +13,14 @@ import xarray as xr
 from jaxtyping import Float
 
 from interp.circuits.graph import Graph
-from interp.circuits.passes import LOADING, METRICS, circuit_pass, clean_and_corrupt, judged, plain_pass, take
+from interp.circuits.passes import METRICS, circuit_pass, clean_and_corrupt, judged, plain_pass, take
 from interp.circuits.scores import EdgeScores, mean_of
 from interp.circuits.selection import By, Circuit, check_sizes, random_circuits, strongest_by_size
 from interp.errors import MeasureError, renamed
 from interp.measures.arrays import dataset, strings, variable
 from interp.metrics import Metric, metric_label, metric_units, resolve_metric
 from interp.models import Policy, Source, as_policy
+from interp.patching.runs import LOADING
 from interp.progress import Progress, no_progress
 from interp.prompts import Prompts
 from interp.result import Result
@@ -158,7 +159,9 @@ def circuit_values(
             "under_circuit": variable("prompt circuit", table[:, 2:], f"{label} under a circuit", units),
             "clean": variable("prompt", table[:, 0], f"{label} of the clean run", units),
             "corrupted": variable("prompt", table[:, 1], f"{label} of the corrupted run", units),
-            "edges": variable("circuit", np.array([each.size for each in circuits], dtype=int), "edges that stay"),
+            "edges": variable(
+                "circuit", np.array([circuit.size for circuit in circuits], dtype=int), "edges that stay"
+            ),
         },
         prompt=chosen,
     )
@@ -296,7 +299,7 @@ def faithfulness_curve(
         {
             **shares,
             "random": variable("draw size", null, "share that a random circuit of as many edges carries", "share"),
-            "connected": variable("size", [each.connected.size for each in circuits], "edges on a path", "edges"),
+            "connected": variable("size", [circuit.connected.size for circuit in circuits], "edges on a path", "edges"),
             "circuit": variable("prompt size", values.circuits[:, :count], "metric under the circuit", units),
             "clean": variable("prompt", values.clean, "metric of the clean run", units),
             "corrupted": variable("prompt", values.corrupted, "metric of the corrupted run", units),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Literal
 
 import numpy as np
@@ -23,7 +23,7 @@ from interp.errors import MeasureError
 from interp.families import Parts
 from interp.families.parts import StackName
 from interp.hooks import Site
-from interp.measures.arrays import strings
+from interp.measures.arrays import as_variable, strings
 
 Part = Literal["q", "k", "v", "mlp", "logits"]
 
@@ -123,20 +123,24 @@ class Graph:
         Raises:
             MeasureError: see `Shape.of`.
         """
-        return cls(Shape.of(parts))
+        return _shared(Shape.of(parts))
 
     @classmethod
     def from_dataset(cls, data: xr.Dataset) -> Graph:
         """The graph that `described` put into a dataset."""
-        return cls(Shape(**json.loads(data.attrs["graph"])))
+        return _shared(Shape(**json.loads(data.attrs["graph"])))
 
     def described(self, data: xr.Dataset) -> xr.Dataset:
         """A dataset with the graph in its attributes and, where it has the dim edge, names of every edge's ends."""
         data = data.assign_attrs(graph=json.dumps(asdict(self.shape)))
         if "edge" not in data.dims:
             return data
-        sources, destinations = self.labels
-        return data.assign_coords(source=("edge", strings(sources)), destination=("edge", strings(destinations)))
+        return data.assign_coords(self._ends)
+
+    @cached_property
+    def _ends(self) -> dict[str, xr.Variable]:
+        ends = zip(("source", "destination"), self.labels, strict=True)
+        return {name: as_variable(("edge",), strings(names), {}) for name, names in ends}
 
     @cached_property
     def _parts(self) -> _Builder:
@@ -235,6 +239,12 @@ class Graph:
     def same_as(self, other: Graph) -> bool:
         """Whether two models have the same nodes and edges."""
         return self.shape == other.shape
+
+
+@lru_cache(maxsize=8)
+def _shared(shape: Shape) -> Graph:
+    """One graph for one shape, whose names and edges are made once."""
+    return Graph(shape)
 
 
 def span(indices: range) -> slice:

@@ -26,12 +26,6 @@ from interp.sampling import evaluating
 METRICS = ("logit_diff", "kl")
 """What a circuit can be for, besides a function of logits and rows; `kl` is KL(clean run ‖ this run)."""
 
-LOADING = dict.fromkeys(
-    ("dtype", "device", "device_map", "tokenizer", "trust_remote_code", "revision", "check"),
-    "load the model first, model = interp.load(...), and pass that",
-)
-"""What says where the options of loading, which these functions once took, have gone (see `renamed`)."""
-
 
 @dataclass(frozen=True)
 class Pass:
@@ -50,11 +44,11 @@ class Pass:
 
 def plain_pass(parts: Parts, graph: Graph, batch: Batch) -> Pass:
     """Run a batch as it is."""
-    sites = {each.site for each in graph.writings} | {each.site for each in graph.readings}
+    sites = {writing.site for writing in graph.writings} | {reading.site for reading in graph.readings}
     with torch.no_grad(), capture(parts, sites) as store:
         logits = last_logits(parts, batch)
-    written = {each: what_is_written(parts, each, store[each.site]) for each in graph.writings}
-    return Pass(logits, written, {each.site: store[each.site] for each in graph.readings})
+    written = {writing: what_is_written(parts, writing, store[writing.site]) for writing in graph.writings}
+    return Pass(logits, written, {reading.site: store[reading.site] for reading in graph.readings})
 
 
 def last_logits(parts: Parts, batch: Batch) -> Float[Tensor, "batch vocab"]:
@@ -134,21 +128,23 @@ class _Running:
     def __init__(self, parts: Parts, graph: Graph, corrupted: Pass, mask: Tensor) -> None:
         self.parts, self.graph, self.corrupted, self.mask = parts, graph, corrupted, mask
         self.deltas: dict[bool, Tensor] = {}
-        self.constants = {each: _constant(parts, each) for each in graph.readings if each.part in ("q", "k", "v")}
+        self.constants = {
+            reading: _constant(parts, reading) for reading in graph.readings if reading.part in ("q", "k", "v")
+        }
 
     @contextlib.contextmanager
     def hooked(self) -> Iterator[None]:
         parts, handles = self.parts, contextlib.ExitStack()
         with handles:
             handles.enter_context(
-                patch(parts, {each.site: functools.partial(self._write, each) for each in self.graph.writings})
+                patch(parts, {place.site: functools.partial(self._write, place) for place in self.graph.writings})
             )
-            for each in self.graph.readings:
-                if each.part in ("q", "k", "v"):
-                    module = parts.inside(each.layer, each.part, each.stack)
-                    handle = module.register_forward_hook(functools.partial(self._project, each))
+            for reading in self.graph.readings:
+                if reading.part in ("q", "k", "v"):
+                    module = parts.inside(reading.layer, reading.part, reading.stack)
+                    handle = module.register_forward_hook(functools.partial(self._project, reading))
                 else:
-                    handle = reader(parts, each).register_forward_pre_hook(functools.partial(self._read, each))
+                    handle = reader(parts, reading).register_forward_pre_hook(functools.partial(self._read, reading))
                 handles.callback(handle.remove)
             yield
 
@@ -218,7 +214,7 @@ def clean_and_corrupt(policy: Policy, pairs: Prompts) -> tuple[TokenizedPrompts,
     corrupted = replace(pairs.corrupt, continuations=None)  # an error now if there are none
     tokens = replace(pairs, continuations=None).tokenize(policy.tokenizer, decoder_start=policy.decoder_start)
     assert tokens.corrupt is not None and len(corrupted) == len(tokens)
-    ours, theirs = (each.encoder_ids or each.prompt_ids for each in (tokens, tokens.corrupt))
+    ours, theirs = (ids.encoder_ids or ids.prompt_ids for ids in (tokens, tokens.corrupt))
     for index, (clean, other) in enumerate(zip(ours, theirs, strict=True)):
         if clean == other:
             raise PromptError(

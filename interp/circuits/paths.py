@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from interp.circuits.graph import Graph, Reading, reader, reading_norm
-from interp.circuits.passes import LOADING, Pass, plain_pass
+from interp.circuits.passes import Pass, plain_pass
 from interp.errors import MeasureError, renamed
 from interp.families import Parts
 from interp.hooks import Site
@@ -28,6 +28,7 @@ from interp.models.running import inference
 from interp.models.source import Source
 from interp.patching import Runs, open_runs
 from interp.patching.recording import run_to_the_last_residual
+from interp.patching.runs import LOADING
 from interp.progress import Progress, no_progress
 from interp.prompts import Batch, Prompts
 from interp.result import Result
@@ -155,8 +156,8 @@ class _Job:
         runs: recipient and source.
         graph: the recipient's.
         batch: what the recipient reads.
-        own: the recipient's pass.
-        given: the source's pass.
+        mine_run: the recipient's pass.
+        other_run: the source's pass.
         final: the recipient's last residual.
         how: how the metric is read.
         mine: the recipient's metric, [prompt].
@@ -166,8 +167,8 @@ class _Job:
     runs: Runs
     graph: Graph
     batch: Batch
-    own: Pass
-    given: Pass
+    mine_run: Pass
+    other_run: Pass
     final: Tensor
     how: How
     mine: np.ndarray
@@ -177,17 +178,19 @@ class _Job:
     def of(cls, runs: Runs, graph: Graph, batch: Batch, theirs: Batch, metric: Metric, first: int) -> _Job:
         """Run both models."""
         parts, others = runs.recipient.parts, runs.source.parts
-        own = plain_pass(parts, graph, batch)
-        given = plain_pass(others, graph, theirs)
-        final, end = _last(parts, own), _last(others, given)
+        mine_run = plain_pass(parts, graph, batch)
+        other_run = plain_pass(others, graph, theirs)
+        final, end = _last(parts, mine_run), _last(others, other_run)
         here, there = readings(metric, runs.recipient, others, (batch, theirs), end, range(first, first + len(end)))
         mine, other = here.of_run(parts, final), there.of_run(others, end)
-        return cls(runs, graph, batch, own, given, final, here, mine, other)
+        return cls(runs, graph, batch, mine_run, other_run, final, here, mine, other)
 
     def patched(self, place: Reading, destination: int, nodes: list[int]) -> np.ndarray:
         """The metric with each node's path to the destination patched, [prompt, node]."""
         parts = self.runs.recipient.parts
-        change = torch.stack([self._written(self.given, node) - self._written(self.own, node) for node in nodes])
+        change = torch.stack(
+            [self._written(self.other_run, node) - self._written(self.mine_run, node) for node in nodes]
+        )
         columns = self.how.columns
         if place.part == "logits":
             residual = self.final + change
@@ -195,14 +198,14 @@ class _Job:
         else:
             tensors = {name: value for name, value in vars(self.batch).items() if isinstance(value, Tensor)}
             many = replace(self.batch, **{k: v.repeat(len(nodes), *[1] * (v.ndim - 1)) for k, v in tensors.items()})
-            entering = (self.own.residuals[place.site] + change).flatten(0, 1)
+            entering = (self.mine_run.residuals[place.site] + change).flatten(0, 1)
             with _reads(parts, place, destination, entering):
                 final, _ = run_to_the_last_residual(parts, many)
             residual = at_columns(final, columns.repeat(len(nodes), 1))
         return self.how.by_copy(parts, residual).numpy().T
 
     def _written(self, of: Pass, node: int) -> Float[Tensor, "batch seq d_model"]:
-        writing = next(each for each in self.graph.writings if node in each.nodes)
+        writing = next(place for place in self.graph.writings if node in place.nodes)
         return of.written[writing][node - writing.nodes.start].to(self.final)
 
 

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from interp.circuits.graph import Graph, Reading, reader, reading_norm
 from interp.circuits.passes import (
-    LOADING,
     METRICS,
     clean_and_corrupt,
     judged,
@@ -33,13 +32,14 @@ from interp.hooks import Site, capture, patch
 from interp.measures.arrays import dataset, strings, variable
 from interp.metrics import Metric, metric_label, metric_units, resolve_metric
 from interp.models import Policy, Source, as_policy
+from interp.patching.runs import LOADING
 from interp.progress import Progress, no_progress
 from interp.prompts import Batch, Prompts
 from interp.result import Result
 
 Method = Literal["eap", "eap-ig"]
-KEPT = 2**26
-"""Most scores that are kept by prompt (256 MiB); beyond, prompts are pooled by batch."""
+MOST_SCORES = 2**26
+"""Most scores that are held by prompt (256 MiB); beyond, prompts are pooled by batch."""
 
 
 class EdgeScores(Result):
@@ -138,8 +138,8 @@ def edge_attribution(
     Args:
         model: id, folder, module or `Policy` of a causal language model or a T5.
         pairs: prompts with `corrupted` counterparts.
-        metric: "logit_diff", "kl" or a function (see `interp.metrics.Metric`), read at each prompt's last token; None:
-            "logit_diff" where the prompts have answers, else "kl".
+        metric: "logit_diff", "kl" or a function (see `interp.circuits.Metric`), read at each prompt's last token.
+            None: "logit_diff" where the prompts have answers, else "kl".
         method: "eap-ig" or "eap".
         steps: gradients that "eap-ig" averages.
         batch_size: prompts that run together.
@@ -155,7 +155,7 @@ def edge_attribution(
     _check_method(method, steps, judged_by, batch_size)
     graph = Graph.of(policy.parts)
     tokens, corrupt = clean_and_corrupt(policy, pairs)
-    pooled = len(tokens) * graph.size > KEPT
+    pooled = len(tokens) * graph.size > MOST_SCORES
     # midpoints of the way from the corrupted inputs to the clean ones
     shares = [1.0] if method == "eap" else [(k + 0.5) / steps for k in range(steps)]
     rows: list[tuple[Tensor, ...]] = []
@@ -220,18 +220,20 @@ def _batch_scores(
         return judged(metric, logits, clean_run.logits, batch, rows)
 
     # By place, so that encoder and decoder may differ in length.
-    changes = {each: corrupt_run.written[each] - clean_run.written[each] for each in graph.writings}
+    changes = {writing: corrupt_run.written[writing] - clean_run.written[writing] for writing in graph.writings}
     streams = {
-        encoded: torch.cat([change for each, change in changes.items() if (each.stack == "encoder") is encoded])
-        for encoded in {each.stack == "encoder" for each in graph.writings}
+        encoded: torch.cat([change for writing, change in changes.items() if (writing.stack == "encoder") is encoded])
+        for encoded in {writing.stack == "encoder" for writing in graph.writings}
     }
     decoder_first = len(streams[True]) if True in streams else 0
     scores = torch.zeros(len(rows), graph.size, dtype=torch.float32)
     for share in shares:
         inputs = {
-            each.site: (corrupt_run.written[each] + share * (clean_run.written[each] - corrupt_run.written[each]))[0]
-            for each in graph.writings
-            if each.kind == "input"
+            writing.site: (
+                corrupt_run.written[writing] + share * (clean_run.written[writing] - corrupt_run.written[writing])
+            )[0]
+            for writing in graph.writings
+            if writing.kind == "input"
         }
         done = 0
         for reading, gradient in _gradients(parts, graph, batch, inputs, value):
@@ -242,7 +244,7 @@ def _batch_scores(
             scores[:, done : done + part.shape[1]] += part.cpu().float() / len(shares)
             done += part.shape[1]
     with torch.no_grad():
-        values = [value(each.logits).cpu().double() for each in (clean_run, corrupt_run)]
+        values = [value(run.logits).cpu().double() for run in (clean_run, corrupt_run)]
     return scores, values[0], values[1]
 
 
@@ -262,20 +264,20 @@ def _gradients(
         # The graph of autograd begins at the first block, whatever the parameters say about gradients.
         begin = {site: _instead(value.detach().requires_grad_()) for site, value in inputs.items()}
         stack.enter_context(patch(parts, begin))
-        residuals = stack.enter_context(capture(parts, {each.site for each in graph.readings}))
-        for each in graph.readings:
-            if each.part in ("q", "k", "v"):
-                module = parts.inside(each.layer, each.part, each.stack)
-                handle = module.register_forward_hook(functools.partial(_keep_output, outputs, each))
+        residuals = stack.enter_context(capture(parts, {reading.site for reading in graph.readings}))
+        for reading in graph.readings:
+            if reading.part in ("q", "k", "v"):
+                module = parts.inside(reading.layer, reading.part, reading.stack)
+                handle = module.register_forward_hook(functools.partial(_keep_output, outputs, reading))
             else:
-                keep = functools.partial(_keep_input, outputs, each)
-                handle = reader(parts, each).register_forward_pre_hook(keep)
+                keep = functools.partial(_keep_input, outputs, reading)
+                handle = reader(parts, reading).register_forward_pre_hook(keep)
             stack.callback(handle.remove)
         metric = value(last_logits(parts, batch)).sum()
-        gradients = torch.autograd.grad(metric, [outputs[each] for each in graph.readings], allow_unused=True)
-    for each, gradient in zip(graph.readings, gradients, strict=True):
-        gradient = torch.zeros_like(outputs[each]) if gradient is None else gradient
-        yield each, _at_inputs(parts, each, gradient, residuals[each.site])
+        gradients = torch.autograd.grad(metric, [outputs[reading] for reading in graph.readings], allow_unused=True)
+    for reading, gradient in zip(graph.readings, gradients, strict=True):
+        gradient = torch.zeros_like(outputs[reading]) if gradient is None else gradient
+        yield reading, _at_inputs(parts, reading, gradient, residuals[reading.site])
 
 
 def _instead(value: Tensor) -> Callable[[Tensor], Tensor]:

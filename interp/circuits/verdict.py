@@ -49,19 +49,19 @@ def verdict(data: xr.Dataset) -> str:
     refused = [model for model in ("base", "tuned") if not np.isfinite(float(carried(data, model, model, size)))]
     if refused:
         return _refused(data, refused)
-    own = {model: carried(data, model, model, size) for model in ("base", "tuned")}
-    for model in own if data.sizes["draw"] else ():
+    shares = {model: carried(data, model, model, size) for model in ("base", "tuned")}
+    for model in shares if data.sizes["draw"] else ():
         most = float(at["random_faithfulness"].sel(model=model).max())
-        if own[model] <= most:
+        if shares[model] <= most:
             return (
-                f"no circuit found: {model}'s {size} edges carry {_percent(own[model])} of its behaviour, random ones"
-                f" up to {_percent(most)}; take more edges or prompts that differ in one thing"
+                f"no circuit found: {model}'s {size} edges carry {_percent(shares[model])} of its behaviour, random"
+                f" ones up to {_percent(most)}; take more edges or prompts that differ in one thing"
             )
-    kept = (
+    compared = (
         f"base's {size} edges carry {_percent(carried(data, 'base', 'tuned', size))} of tuned's behaviour,"
-        f" tuned's own {size} carry {_percent(own['tuned'])}"
+        f" tuned's own {size} carry {_percent(shares['tuned'])}"
     )
-    return f"{_finding(data, at)}: {kept}; {_overlap(at)}{_beside(data)}"
+    return f"{_finding(data, at)}: {compared}; {_overlap(at)}{_beside(data)}"
 
 
 def _of_controls(values: xr.DataArray) -> np.ndarray:
@@ -152,10 +152,10 @@ def node_effects(scores: EdgeScores) -> Float[np.ndarray, "prompt component"]:
     It is linear in the scores, so it is the node's own attribution by the same method.
     """
     graph = scores.graph
-    found = np.zeros((len(scores.values), len(graph.nodes)))
+    effects = np.zeros((len(scores.values), len(graph.nodes)))
     for node in range(len(graph.nodes)):
-        found[:, node] = scores.values[:, graph.edges[:, 0] == node].sum(1, dtype=np.float64)
-    return found
+        effects[:, node] = scores.values[:, graph.edges[:, 0] == node].sum(1, dtype=np.float64)
+    return effects
 
 
 def component_changes(
@@ -192,8 +192,8 @@ def component_changes(
     p = max_t(theirs - ours, labels, seed=seed)
     wiring, p_wiring = _wiring(base, tuned, seed)
     within = _within_halves((base, tuned), seed)
-    null_change = np.array([np.abs(weight @ (node_effects(each) - ours)) for each in controls])
-    null_wiring = np.array([_turned(base.mean, each.mean, graph) for each in controls])
+    null_change = np.array([np.abs(weight @ (node_effects(scores) - ours)) for scores in controls])
+    null_wiring = np.array([_turned(base.mean, scores.mean, graph) for scores in controls])
     inside = np.stack([np.isin(np.arange(len(graph.nodes)), circuit.members) for circuit in circuits])
     changed = (p < LEVEL) & _beyond(np.abs(change), null_change)
     rewired = (wiring >= TURN) & (p_wiring < LEVEL) & (wiring > within) & _beyond(wiring, null_wiring)
@@ -235,14 +235,14 @@ def _state(means: np.ndarray, inside: np.ndarray, changed: bool, rewired: bool) 
 
 def _turned(first: np.ndarray, second: np.ndarray, graph: Graph) -> Float[np.ndarray, " component"]:
     """1 - cosine of two models' scores of the edges that touch each node."""
-    return np.array([_distance(first[each], second[each]) for each in graph.incident])
+    return np.array([_distance(first[edges], second[edges]) for edges in graph.incident])
 
 
 def _distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """1 - cosine along the last axis; 0 where one of the two is nothing, or rounding is all that parts them."""
     size = np.linalg.norm(first, axis=-1) * np.linalg.norm(second, axis=-1)
-    found = np.where(size > 0, 1 - (first * second).sum(-1) / np.where(size > 0, size, 1), 0.0)
-    return np.where(found < _ROUNDING, 0.0, found)
+    distance = np.where(size > 0, 1 - (first * second).sum(-1) / np.where(size > 0, size, 1), 0.0)
+    return np.where(distance < _ROUNDING, 0.0, distance)
 
 
 def _wiring(base: EdgeScores, tuned: EdgeScores, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -258,8 +258,8 @@ def _wiring(base: EdgeScores, tuned: EdgeScores, seed: int) -> tuple[np.ndarray,
     for node in range(len(graph.nodes)):
         edges = graph.incident[node]
         sums = [_by_group(scores, edges, index, count) for scores in (base, tuned)]
-        totals = [each.sum(0) for each in sums]
-        scaled = [each / max(float(np.linalg.norm(total)), 1e-30) for each, total in zip(sums, totals, strict=True)]
+        totals = [table.sum(0) for table in sums]
+        scaled = [table / max(float(np.linalg.norm(total)), 1e-30) for table, total in zip(sums, totals, strict=True)]
         moved = swaps.astype(float) @ (scaled[1] - scaled[0])
         null[:, node] = _distance(scaled[0].sum(0) + moved, scaled[1].sum(0) - moved)
     spread = np.maximum(null.std(0), 1e-12)
@@ -273,15 +273,15 @@ def _within_halves(both: Sequence[EdgeScores], seed: int) -> np.ndarray:
     split = random_halves(both[0].groups, draws=_SPLITS, seed=seed)
     if split is None:
         return np.full(len(both[0].graph.nodes), np.nan)
-    found = []
+    quantiles = []
     for scores in both:
         means = [[mean_of(scores.values, part * scores.weights) for part in (first, ~first)] for first in split]
         turned = np.array([_turned(first, second, scores.graph) for first, second in means])
-        found.append(np.quantile(turned, 0.95, axis=0))
-    return np.max(found, axis=0)
+        quantiles.append(np.quantile(turned, 0.95, axis=0))
+    return np.max(quantiles, axis=0)
 
 
 def _by_group(scores: EdgeScores, edges: np.ndarray, index: np.ndarray, count: int) -> np.ndarray:
-    found = np.zeros((count, len(edges)))
-    np.add.at(found, index, scores.values[:, edges] * scores.weights[:, None])
-    return found
+    sums = np.zeros((count, len(edges)))
+    np.add.at(sums, index, scores.values[:, edges] * scores.weights[:, None])
+    return sums

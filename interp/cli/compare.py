@@ -11,7 +11,7 @@ from interp.cli.prompts import prompts_from
 from interp.errors import PromptError
 
 
-def _list_measures(asked: bool) -> None:
+def _list_measures(asked: bool | None) -> None:
     """Print every measure with what it says, and stop."""
     if not asked:
         return
@@ -63,9 +63,9 @@ def compare(
         list[str] | None, typer.Option(help="Measure to take, or all; repeatable (see --list-measures).")
     ] = None,
     list_measures: Annotated[
-        bool,
+        bool | None,
         typer.Option("--list-measures", callback=_list_measures, is_eager=True, help="Say what can be measured."),
-    ] = False,
+    ] = None,
     tokenizer: Annotated[
         str | None, typer.Option(help='Tokenizer for both: "base", "tuned", a folder or an id.')
     ] = None,

@@ -35,8 +35,8 @@ def reward(
     """Show which words raise and which lower a reward model's score."""
     from interp.cli.score import _lines, _load
     from interp.cli.show import working
+    from interp.result.pages import check_page
     from interp.reward import attribute
-    from interp.reward.page import check_page
 
     if html is not None:
         check_page(html)

@@ -12,10 +12,14 @@ import xarray as xr
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from interp.families.parts import StackName
 from interp.prompts import Batch, token_text
 
 MODELS = ("base", "tuned")
 ANSWERS = ("answer", "alternative")
+
+PREFIXES: dict[StackName | None, str] = {None: "", "encoder": "encoder_", "cross": "cross_"}
+"""What the variables of an encoder-decoder's encoder, and of its attention to it, begin with."""
 
 Variable = tuple[Sequence[str], Any, dict[str, str]]
 

@@ -17,6 +17,7 @@ from interp.families.parts import StackName
 from interp.hooks import Site
 from interp.measures.arrays import (
     MODELS,
+    PREFIXES,
     TokenTexts,
     Variable,
     dataset,
@@ -48,10 +49,6 @@ CHANGED_HEADS = 5
 
 KEPT_BYTES = 2**25
 """Most that a model's patterns on the examples may take until all prompts say which heads are kept."""
-
-
-PREFIXES: dict[StackName | None, str] = {None: "", "encoder": "encoder_", "cross": "cross_"}
-"""What the variables of each stack's attention are called by."""
 
 
 def attention_sites(policy: Policy) -> list[Site]:

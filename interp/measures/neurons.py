@@ -183,7 +183,7 @@ NEURONS = Measure(
             alt="Dot chart of the attribution of the MLP neurons that changed most, and bars of tuned minus base.",
             caption=(
                 "Direct logit attribution of single MLP neurons (layer.index), those whose mean attribution changed "
-                "most. The shaded range reaches as far as the largest neuron of the null runs, each of which has "
+                "most. The shaded range reaches as far as the largest neuron of the control runs, each of which has "
                 "neurons of its own."
             ),
             readings=(("attribution by neuron", ""),),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 
 from interp.errors import MeasureError
 from interp.families import Parts, effective
+from interp.families.parts import StackName
 from interp.measures.arrays import (
+    PREFIXES,
     Variable,
     dataset,
     strings,
@@ -59,16 +62,18 @@ def relative_change(
     return product_norm(left, right) / (product_norm(*base) if size is None else size)
 
 
-def qk_factors(parts: Parts, layer: int) -> Factors:
+def qk_factors(parts: Parts, layer: int, stack: StackName | None = None) -> Factors:
     """W_Q and W_K^T of each head: its attention score is x W_Q W_K^T y^T, before biases and rotation."""
     group = parts.n_heads // parts.n_kv_heads
-    return parts.W_Q(layer).detach().double(), parts.W_K(layer).detach().double().repeat_interleave(group, 0).mT
+    keys = parts.W_K(layer, stack).detach().double().repeat_interleave(group, 0)
+    return parts.W_Q(layer, stack).detach().double(), keys.mT
 
 
-def ov_factors(parts: Parts, layer: int) -> Factors:
+def ov_factors(parts: Parts, layer: int, stack: StackName | None = None) -> Factors:
     """W_V and W_O of each head: what it moves from a token into the residual is x W_V W_O."""
     group = parts.n_heads // parts.n_kv_heads
-    return parts.W_V(layer).detach().double().repeat_interleave(group, 0), parts.W_O(layer).detach().double()
+    values = parts.W_V(layer, stack).detach().double().repeat_interleave(group, 0)
+    return values, parts.W_O(layer, stack).detach().double()
 
 
 def _norm(tensors: list[Tensor]) -> float:
@@ -99,7 +104,9 @@ def weights(
     Relative Frobenius norm of the change of each. Circuits leave biases and rotary embedding out (Elhage et al. 2021);
     changes of biases show by parameter. An MLP is all its weights and biases as one vector. A parameter that was 0 and
     moved has an infinite relative change. Of each matrix also the effective rank of its change and the change's leading
-    singular directions (see `interp.measures.spectra`), the left ones on the matrix's output side.
+    singular directions (see `interp.measures.spectra`), the left ones on the matrix's output side. An encoder-decoder's
+    encoder, and its attention from decoder to encoder, have their circuits and MLPs with the prefixes `encoder_` and
+    `cross_`.
 
     Args:
         base: base model.
@@ -118,17 +125,9 @@ def weights(
     if shapes[0] != shapes[1]:
         raise MeasureError("base and tuned differ in the shapes of their weights; leave the measure weights out")
     once = partial(_once, kept)
-    qk: list[Tensor] = []
-    ov: list[Tensor] = []
-    mlp = []
-    for layer in range(b.n_layers):
-        for found, factors in ((qk, qk_factors), (ov, ov_factors)):
-            own = factors(b, layer)
-            size = once((factors.__name__, layer), partial(product_norm, *own))
-            found.append(relative_change(own, _to(factors(t, layer), base), size).cpu())
-        own_mlp = b.mlp_weights(layer)
-        mlp.append(_relative(own_mlp, t.mlp_weights(layer), once(("mlp", layer), partial(_norm, own_mlp))))
-        between()
+    changes: dict[str, Variable] = {}
+    for stack in b.stacks:
+        changes |= _of_stack(base, t, stack, between, once)
     params = []
     for name in shapes[0]:
         first = [_weight(base, name)]
@@ -136,17 +135,47 @@ def weights(
         between()
     return dataset(
         {
-            "qk_change": variable("layer head", torch.stack(qk), "relative change of W_Q W_K^T", "1"),
-            "ov_change": variable("layer head", torch.stack(ov), "relative change of W_V W_O", "1"),
-            "mlp_change": variable("layer", mlp, "relative change of the MLP's weights", "1"),
+            **changes,
             "param_change": variable("param", params, "relative change of the parameter", "1"),
             **_spectral_variables(base, tuned, between, once),
         },
         layer=range(b.n_layers),
+        encoder_layer=range(b.n_encoder_layers),
         head=range(b.n_heads),
         param=strings(list(shapes[0])),
         weight_direction=range(DIRECTIONS),
     )
+
+
+def _of_stack(
+    base: Policy, tuned: Parts, stack: StackName | None, between: Callable[[], None], once: Callable[..., Any]
+) -> dict[str, Variable]:
+    """Change of the circuits and MLPs of one stack's blocks; attention to an encoder has no MLP of its own."""
+    parts, prefix = base.parts, PREFIXES[stack]
+    layers = range(parts.n_encoder_layers if stack == "encoder" else parts.n_layers)
+    circuits: dict[str, list[Tensor]] = {"qk": [], "ov": []}
+    mlp = []
+    for layer in layers:
+        for name, factors in (("qk", qk_factors), ("ov", ov_factors)):
+            first = factors(parts, layer, stack)
+            size = once((name, layer, stack), partial(product_norm, *first))
+            circuits[name].append(relative_change(first, _to(factors(tuned, layer, stack), base), size).cpu())
+        if stack != "cross":
+            weights_of = parts.mlp_weights(layer, stack)
+            size = once(("mlp", layer, stack), partial(_norm, weights_of))
+            mlp.append(_relative(weights_of, tuned.mlp_weights(layer, stack), size))
+        between()
+    dim = "encoder_layer" if stack == "encoder" else "layer"
+    words = {"": "", "encoder_": " of the encoder", "cross_": " of the attention to the encoder"}[prefix]
+    made = {
+        f"{prefix}{name}_change": variable(
+            f"{dim} head", torch.stack(values), f"relative change of {product}{words}", "1"
+        )
+        for (name, values), product in zip(circuits.items(), ("W_Q W_K^T", "W_V W_O"), strict=True)
+    }
+    if mlp:
+        made[f"{prefix}mlp_change"] = variable(dim, mlp, f"relative change of the MLP's weights{words}", "1")
+    return made
 
 
 def _rows(policy: Policy, name: str) -> slice:
@@ -222,21 +251,30 @@ def findings(table: Table) -> Iterator[Row]:
 
 def _circuits(table: Table) -> Iterator[Row]:
     """The heads and MLPs whose weights moved most."""
-    for name, words in (("ov_change", "OV circuit"), ("qk_change", "QK circuit"), ("mlp_change", "MLP")):
-        values = table.data[name].values.reshape(-1)
+    stacks = {"": "", "encoder_": " of the encoder", "cross_": " of the attention to the encoder"}
+    kinds = (("ov_change", "OV circuit"), ("qk_change", "QK circuit"), ("mlp_change", "MLP"))
+    for (prefix, where), (kind, words) in itertools.product(stacks.items(), kinds):
+        if f"{prefix}{kind}" in table.data:
+            yield from _largest(table, f"{prefix}{kind}", where, words)
 
-        def most(run: xr.Dataset, name: str = name) -> float:
-            return float(run[name].max())
 
-        def one(index: int, name: str = name) -> Callable[[xr.Dataset], float]:
-            return lambda run: float(run[name].values.reshape(-1)[index])
+def _largest(table: Table, name: str, where: str, words: str) -> Iterator[Row]:
+    """The heads or MLPs of one stack whose weights moved most."""
+    values = table.data[name].values.reshape(-1)
 
-        for index in np.argsort(-values, kind="stable")[:TOP]:
-            if values[index] > 0:
-                where = f"L{index}" if name == "mlp_change" else _head(table.data, int(index))
-                yield table.plain("weights", f"{where}: relative change of its {words}", one(int(index)), most)
-        if not (values > 0).any():
-            yield table.plain("weights", f"no {words} changed", lambda _: 0.0, most)
+    def most(run: xr.Dataset) -> float:
+        return float(run[name].max())
+
+    def one(index: int) -> Callable[[xr.Dataset], float]:
+        return lambda run: float(run[name].values.reshape(-1)[index])
+
+    for index in np.argsort(-values, kind="stable")[:TOP]:
+        if values[index] > 0:
+            place = f"L{index}" if "head" not in table.data[name].dims else _head(table.data, int(index))
+            finding = f"{place}{where}: relative change of its {words}"
+            yield table.plain("weights", finding, one(int(index)), most)
+    if not (values > 0).any():
+        yield table.plain("weights", f"no {words}{where} changed", lambda _: 0.0, most)
 
 
 def _head(data: xr.Dataset, index: int) -> str:
@@ -279,6 +317,11 @@ WEIGHTS = Measure(
     needs=Needs(weights=True),
     arrays=(
         "qk_change",
+        "encoder_qk_change",
+        "encoder_ov_change",
+        "encoder_mlp_change",
+        "cross_qk_change",
+        "cross_ov_change",
         "ov_change",
         "mlp_change",
         "param_change",

@@ -10,14 +10,15 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from interp.errors import MeasureError
+from interp.errors import MeasureError, renamed
 from interp.hooks import Site
 from interp.metrics import Metric, check_whole
 from interp.models import Policy, RewardModel, Source
+from interp.models.load import as_policy
 from interp.patching.activation import DRAWS, Put, Replacement, patch_runs
 from interp.patching.recording import Values, activations, captured_sites, values_of
 from interp.patching.result import Patching
-from interp.patching.runs import LOADING, Runs, former_parameters, tokens_of
+from interp.patching.runs import LOADING, Runs, tokens_of
 from interp.patching.targets import Intervention, Sites
 from interp.progress import Progress
 from interp.prompts import Batch, Prompts, make_batch
@@ -25,7 +26,7 @@ from interp.prompts import Batch, Prompts, make_batch
 Ablation = Literal["zero", "mean", "resample"]
 
 
-@former_parameters(**LOADING, random_sets="draws", tokens="it to patching.patch_runs")
+@renamed(**LOADING, random_sets="it is draws=", tokens="pass it to patching.patch_runs")
 def ablation(
     model: Source | Policy | RewardModel,
     prompts: Prompts | Sequence[str],
@@ -65,7 +66,7 @@ def ablation(
     check_whole(0, seed=seed)
     prompts = prompts if isinstance(prompts, Prompts) else Prompts(prompts)
     prompts = replace(prompts, corrupted=None)
-    subject = model if isinstance(model, RewardModel) else Policy.load(model)
+    subject = model if isinstance(model, RewardModel) else as_policy(model)
     if isinstance(subject, Policy):
         prompts = prompts.for_models([subject.tokenizer])
     tokens = tokens_of(subject, prompts)

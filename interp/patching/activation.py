@@ -1,8 +1,8 @@
 """Activation patching: across two models, or within one between clean and corrupted prompts.
 
-    found = activation_patching(base, tuned, prompts, sites="z")       # what suffices: tuned's heads in base
-    found = activation_patching(tuned, base, prompts, sites="z")       # what reverses it: base's heads in tuned
-    found.map("z")                                                     # recovery, layer by head
+    result = activation_patching(base, tuned, prompts, sites="z")       # what suffices: tuned's heads in base
+    result = activation_patching(tuned, base, prompts, sites="z")       # what reverses it: base's heads in tuned
+    result.map("z")                                                     # recovery, layer by head
 
 Of policies and of reward models. `patch_runs` does the same of models that are loaded, tokenised and checked already.
 """
@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from interp.errors import renamed
 from interp.metrics import Metric, check_finite, check_whole, metric_name, readings, resolve_metric
 from interp.models import Policy, RewardModel, Source
 from interp.patching.recording import Values, activations, captured_sites, record, values_of
 from interp.patching.replay import TOKENS, sweep, verify
 from interp.patching.result import Patching, build
-from interp.patching.runs import LOADING, Runs, former_parameters, open_runs
+from interp.patching.runs import LOADING, Runs, open_runs
 from interp.patching.targets import Intervention, Sites, interventions, random_like
 from interp.progress import Progress, no_progress
 from interp.prompts import Batch, Prompts
@@ -46,7 +47,7 @@ class Replacement:
     prepare: Callable[[Runs, Sequence[Intervention], int], Put]
 
 
-@former_parameters(**LOADING, random_sets="draws", tokens="it to patching.patch_runs")
+@renamed(**LOADING, random_sets="it is draws=", tokens="pass it to patching.patch_runs")
 def activation_patching(
     recipient: Source | Policy | RewardModel,
     source: Source | Policy | RewardModel,

@@ -10,6 +10,7 @@ import scipy.stats
 import torch
 from torch import Tensor
 
+from interp.errors import renamed
 from interp.families import Parts
 from interp.hooks import Edit, Site, patch
 from interp.measures.arrays import as_variable
@@ -28,7 +29,7 @@ from interp.models.running import forward_inputs, inference
 from interp.patching.activation import patch_runs
 from interp.patching.recording import activations, captured_sites, run_to_the_last_residual, values_of
 from interp.patching.result import Patching, build
-from interp.patching.runs import LOADING, Runs, former_parameters, open_runs
+from interp.patching.runs import LOADING, Runs, open_runs
 from interp.patching.targets import Intervention, Sites, Target, interventions, position_mask
 from interp.progress import Progress, no_progress
 from interp.prompts import Batch, Prompts
@@ -37,7 +38,7 @@ SAMPLE = 24
 """Patches, drawn at random, that are also made in earnest, to see how well the estimate ranks them."""
 
 
-@former_parameters(**LOADING)
+@renamed(**LOADING)
 def attribution_patching(
     recipient: Source | Policy | RewardModel,
     source: Source | Policy | RewardModel,

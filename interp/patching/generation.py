@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.errors import MeasureError
+from interp.errors import MeasureError, renamed
 from interp.families import Parts
 from interp.hooks import Edit, Site, capture, patch
 from interp.measures.arrays import as_variable, strings
@@ -33,7 +33,7 @@ from interp.patching.recording import (
     values_of,
 )
 from interp.patching.result import Patching, build
-from interp.patching.runs import LOADING, Runs, former_parameters, open_runs
+from interp.patching.runs import LOADING, Runs, open_runs
 from interp.patching.targets import Intervention, Sites, interventions, random_like
 from interp.progress import Progress, no_progress
 from interp.prompts import Batch, Prompts, TokenizedPrompts, make_batch, response_texts
@@ -43,12 +43,12 @@ SAMPLES = 16
 """Continuations a prompt where `Sampling` leaves their number open."""
 
 
-@former_parameters(
+@renamed(
     **LOADING,
-    random_sets="draws",
-    samples="sampling=Sampling(samples=...)",
-    max_new_tokens="sampling=Sampling(max_new_tokens=...)",
-    short_cut="it to patching.generation.reward_runs",
+    random_sets="it is draws=",
+    samples="pass sampling=Sampling(samples=...)",
+    max_new_tokens="pass sampling=Sampling(max_new_tokens=...)",
+    short_cut="pass it to patching.reward_runs",
 )
 def reward_patching(
     recipient: Source | Policy,

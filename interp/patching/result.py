@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from interp.errors import MeasureError
 from interp.measures.arrays import as_variable, strings
@@ -47,8 +47,9 @@ class Patching(Result):
         data = self.dataset
         estimates = "method" in data.attrs
         patches = counted(data.sizes["site"], "estimate" if estimates else "patch", "estimates" if estimates else None)
-        largest = self.summary(least=1)["site"].iloc[0] if np.isfinite(data["effect"].values).any() else "none"
-        return f"{patches}, mean of {counted(data.sizes['prompt'], 'prompt')}: {_runs_text(data)}. Largest: {largest}."
+        order = self._order(MIN_PROMPTS)
+        largest = f" Largest effect: {data['label'].values[order[0]]}." if len(order) else ""
+        return f"{patches}, mean of {counted(data.sizes['prompt'], 'prompt')}: {_runs_text(data)}.{largest}"
 
     def notes(self) -> list[str]:
         """Why there is no recovery or no interval, what an estimate is worth, and which rows the table leaves out."""
@@ -76,11 +77,15 @@ class Patching(Result):
 
     def _enough(self, least: int) -> Bool[np.ndarray, " site"]:
         """Sites whose token all prompts have, or at least so many of them."""
+        count = self.dataset["prompts"].values
+        return np.asarray((count >= least) | (count == self.dataset.sizes["prompt"]))
+
+    def _order(self, least: int) -> Int[np.ndarray, " row"]:
+        """The sites of the table, the largest effects first."""
         data = self.dataset
-        if "prompts" not in data:
-            return np.ones(data.sizes["site"], dtype=bool)
-        count = data["prompts"].values
-        return (count >= least) | (count == data.sizes["prompt"])
+        sizes = np.nansum(data["effect"].values, axis=0) / np.maximum(data["prompts"].values, 1)
+        order = np.argsort(-np.abs(sizes), kind="stable")
+        return order[self._enough(least)[order]]
 
     def summary(self, *, least: int = MIN_PROMPTS) -> pd.DataFrame:
         """One row a site, the largest effects first.
@@ -88,25 +93,18 @@ class Patching(Result):
         Args:
             least: a site whose token only some prompts have is left out where fewer than these have it.
         """
-        data = self.dataset
-        groups, seed = data["group"].values, int(data.attrs["seed"])
-        effect = data["effect"].values
-        sizes = np.nansum(effect, axis=0) / np.maximum(data["prompts"].values, 1)
-        order = np.argsort(-np.abs(sizes), kind="stable")
-        order = order[self._enough(least)[order]]
-        mean, low, high = interval(effect[:, order], groups, seed=seed)
-        frame = pd.DataFrame(
-            {"site": data["label"].values[order], "effect": mean, "effect_low": low, "effect_high": high}
-        )
-        for name in _BOUNDS:
-            if name in data:
-                frame[name] = data[name].values[order]
-        for name, values in random_range(data, "random_recovery").items():
-            frame[name] = values[order]
-        frame["p"] = data["p"].values[order]
+        data, order = self.dataset, self._order(least)
+        mean, low, high = interval(data["effect"].values[:, order], data["group"].values, seed=int(data.attrs["seed"]))
+        effect = {"effect": mean, "effect_low": low, "effect_high": high}
+        recovery = {name: data[name].values[order] for name in _BOUNDS if name in data}
+        random = {name: values[order] for name, values in random_range(data, "random_recovery").items()}
+        known = any(np.isfinite(values).any() for values in recovery.values())
+        first = recovery if known else effect
+        columns = {"site": data["label"].values[order], **first, **random, "p": data["p"].values[order]}
+        columns |= {**effect, **recovery}
         if len(set(data["prompts"].values.tolist())) > 1:
-            frame["prompts"] = data["prompts"].values[order]
-        return frame
+            columns["prompts"] = data["prompts"].values[order]
+        return pd.DataFrame(columns)
 
     def map(self, name: str, variable: str = "recovery", *, stack: str | None = None) -> xr.DataArray:
         """A variable of all sites of one name as a map: layer by head, by token, or by layer alone.

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -119,36 +118,11 @@ def _take(tokens: TokenizedPrompts, rows: Sequence[int]) -> TokenizedPrompts:
     return TokenizedPrompts(answer_ids=answers, **picked)
 
 
-Parameters = ParamSpec("Parameters")
-Returned = TypeVar("Returned")
-
 LOADING = {
-    name: f"a model that was loaded so: interp.load(source, {name}=...)"
+    name: f"load first: interp.load(source, {name}=...)"
     for name in ("dtype", "device", "device_map", "tokenizer", "trust_remote_code", "allow_pickle", "revision")
 }
-"""Former parameters that belong to loading, and what to pass instead."""
-
-
-def former_parameters(
-    **instead: str,
-) -> Callable[[Callable[Parameters, Returned]], Callable[Parameters, Returned]]:
-    """Refuse parameters that a function has no more, with what to pass instead.
-
-    Args:
-        instead: for each old name what takes its place.
-    """
-
-    def decorate(function: Callable[Parameters, Returned]) -> Callable[Parameters, Returned]:
-        @functools.wraps(function)
-        def checked(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Returned:
-            for name in kwargs:
-                if name in instead:
-                    raise TypeError(f"{function.__name__} has no parameter {name}; pass {instead[name]}")
-            return function(*args, **kwargs)
-
-        return checked
-
-    return decorate
+"""Former parameters that belong to loading, and what to do instead (`interp.errors.renamed`)."""
 
 
 def open_runs(
@@ -178,7 +152,7 @@ def open_runs(
             raise MeasureError(_POLICIES_ONLY)
         models: tuple[Model, Model] = (_loaded(recipient, "recipient"), _loaded(source, "source"))
     else:
-        matched = load_matched(recipient, source, options={})
+        matched = load_matched(recipient, source)
         models = (matched.base, matched.tuned)
     return runs_of(*models, prompts, recipient_reads=recipient_reads)
 

@@ -12,14 +12,14 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from interp.errors import MeasureError
+from interp.errors import MeasureError, renamed
 from interp.hooks import Site
 from interp.measures.arrays import as_variable, strings
 from interp.metrics import Metric, check_whole
 from interp.models import Policy, RewardModel, Source
 from interp.patching.activation import DRAWS, patch_runs
 from interp.patching.result import Patching, counted, random_range
-from interp.patching.runs import LOADING, Runs, former_parameters, open_runs
+from interp.patching.runs import LOADING, Runs, open_runs
 from interp.patching.targets import BY_TOKEN, Intervention, Sites, Target, in_order, interventions, together
 from interp.progress import Progress, no_progress
 from interp.prompts import Prompts
@@ -92,11 +92,11 @@ class SmallestSet(Result):
         return frame.assign(**random_range(data, "random_recovery"))
 
 
-@former_parameters(
+@renamed(
     **LOADING,
-    random_sets="draws",
-    candidates="fewer sites",
-    recipient_reads="Prompts whose texts and corrupted texts have changed places",
+    random_sets="it is draws=",
+    candidates="pass fewer sites",
+    recipient_reads="pass Prompts whose texts and corrupted texts have changed places",
 )
 def smallest_set(
     recipient: Source | Policy | RewardModel,

@@ -14,7 +14,7 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.errors import MeasureError
+from interp.errors import MeasureError, renamed
 from interp.hooks import Edit, Site, has_site
 from interp.measures.arrays import as_variable
 from interp.metrics import Metric, check_finite, check_whole, metric_name, metric_units, readings, resolve_metric
@@ -22,7 +22,7 @@ from interp.models import Policy, Source
 from interp.patching.recording import activations
 from interp.patching.replay import run_whole
 from interp.patching.result import counted, random_range
-from interp.patching.runs import LOADING, Runs, former_parameters, open_runs
+from interp.patching.runs import LOADING, Runs, open_runs
 from interp.patching.targets import Position, interventions, position_mask
 from interp.progress import Progress, no_progress
 from interp.prompts import Batch, Prompts
@@ -78,11 +78,12 @@ class Steering(Result):
         """One row a dose."""
         data = self.dataset
         names = ("mean", "mean_low", "mean_high", "recovery", "recovery_low", "recovery_high")
-        frame = pd.DataFrame({"dose": data["dose"].values, **{name: data[name].values for name in names}})
+        columns = {name: data[name].values + 0.0 for name in names}  # + 0.0: no minus before a zero
+        frame = pd.DataFrame({"dose": data["dose"].values, **columns})
         return frame.assign(**random_range(data, "random_metric"))
 
 
-@former_parameters(**LOADING, random_directions="draws")
+@renamed(**LOADING, random_directions="it is draws=")
 def steering(
     recipient: Source | Policy,
     source: Source | Policy,
@@ -145,7 +146,7 @@ def steering(
     noise = noise / noise.norm(dim=1, keepdim=True) * vector.norm()
     vectors, judges = torch.cat([vector[None], noise]), runs.take(judging)
     values = _steered(judges, site, metric, places[0].position, vectors, doses, batch_size, progress or no_progress)
-    data = _dataset(*values, vector.numpy(), doses, judges.groups, units=metric_units(metric), seed=seed)
+    data = _dataset(*values, vector.numpy(), doses, runs.groups[judging], units=metric_units(metric), seed=seed)
     attrs = {
         "metric": metric_name(metric),
         "units": metric_units(metric),

@@ -13,12 +13,13 @@ import scipy.stats
 import xarray as xr
 from jaxtyping import Float
 
+from interp.errors import renamed
 from interp.measures.arrays import as_variable, strings
 from interp.metrics import Reward, call_reward, check_whole, resolve_reward, reward_units
 from interp.models import Policy, RewardModel, Source
+from interp.models.load import as_policy
 from interp.models.value_head import ValueHead, values_along
 from interp.patching.result import counted
-from interp.patching.runs import former_parameters
 from interp.progress import Progress, no_progress
 from interp.prompts import Prompts, response_texts
 from interp.result import Result, number
@@ -55,9 +56,8 @@ class ValueReading(Result):
     def notes(self) -> list[str]:
         """What the columns are, and why there is no interval."""
         notes = [
-            "step: tokens of the continuation read; samples: those that reach it. correlation: of value and final"
-            " reward over them; explained: 1 - squared error of the value / variance of the reward, negative where the"
-            " value is off by a constant"
+            "samples: those that reach the step; explained: 1 - squared error of the value / variance of the reward,"
+            " negative where the value is off by a constant"
         ]
         if np.isnan(self.dataset["mean_low"].values).all():
             notes.append(f"no intervals: fewer than {MIN_PROMPTS} groups of prompts")
@@ -72,7 +72,7 @@ class ValueReading(Result):
         return pd.DataFrame({"step": data["step"].values, "samples": reached, **arrays})
 
 
-@former_parameters(samples="sampling=Sampling(samples=...)", max_new_tokens="sampling=Sampling(max_new_tokens=...)")
+@renamed(samples="pass sampling=Sampling(samples=...)", max_new_tokens="pass sampling=Sampling(max_new_tokens=...)")
 def value_reading(
     model: Source | Policy,
     head: ValueHead | str | os.PathLike[str],
@@ -104,7 +104,7 @@ def value_reading(
     """
     check_whole(batch_size=batch_size)
     check_whole(0, seed=seed)
-    policy, reward = Policy.load(model), resolve_reward(reward)
+    policy, reward = as_policy(model), resolve_reward(reward)
     head = head if isinstance(head, ValueHead) else ValueHead.load(head)
     prompts = prompts if isinstance(prompts, Prompts) else Prompts(prompts)
     tokens = prompts.for_models([policy.tokenizer]).tokenize(policy.tokenizer, decoder_start=policy.decoder_start)

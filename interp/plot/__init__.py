@@ -1,9 +1,9 @@
 """Figures of a comparison: functions that take a result and return a matplotlib Figure.
 
 They compute nothing beyond averages over prompts, show nothing and leave pyplot alone. Two colours stand for the two
-models everywhere: blue (circles, dashed) for base, vermilion (squares, solid) for tuned. What null runs and replicates
-give is drawn behind as a faint range. `width` is in cm: 17 is a page, 8.5 a column. A function decorated with `figure`
-is a figure of its kind of result too: `result.plot.NAME()`.
+models everywhere: blue (circles, dashed) for base, vermilion (squares, solid) for tuned. What control runs and
+replicates give is drawn behind as a faint range. `width` is in cm: 17 is a page, 8.5 a column. A function decorated
+with `figure` is a figure of its kind of result too: `result.plot.NAME()`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from interp.plot.lines import lens, residual
 from interp.plot.maps import attention_change, attention_entropy, heads, weights
 from interp.plot.positions import entropy, kl
 from interp.plot.registry import figure
-from interp.plot.rewards import implicit_reward, over_optimisation, probes, token_join
+from interp.plot.reward import reward_components, reward_lens, reward_words, spurious
+from interp.plot.reward_joins import implicit_reward, over_optimisation, probes, token_join
 from interp.plot.sites import lens_positions
 from interp.plot.spectrum import singular_directions
 from interp.plot.tokens import answers, mass_outside, movers, top_tokens
@@ -42,7 +43,11 @@ __all__ = [
     "ov_circuits",
     "probes",
     "residual",
+    "reward_components",
+    "reward_lens",
+    "reward_words",
     "singular_directions",
+    "spurious",
     "token_join",
     "top_tokens",
     "weights",

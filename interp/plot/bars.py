@@ -202,8 +202,8 @@ def _largest(ax: Axes, runs: Mapping[str, Sequence[xr.DataArray]]) -> list[Artis
     handles: list[Artist] = []
     for kind, arrays in runs.items():
         reach = max(float(np.abs(average(a, "neuron")).max()) for a in arrays)
-        look: dict[str, Any] = {"color": GREY if kind == "null runs" else TUNED, "linewidth": 1.1}
-        look["linestyle"] = "-" if kind == "null runs" else ":"
+        look: dict[str, Any] = {"color": GREY if kind == "control runs" else TUNED, "linewidth": 1.1}
+        look["linestyle"] = "-" if kind == "control runs" else ":"
         for x in (-reach, reach):
             ax.axvline(x, zorder=0.7, **look)
         ax.axvspan(-reach, reach, color=look["color"], alpha=0.12, linewidth=0, zorder=0.5)

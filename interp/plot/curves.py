@@ -91,7 +91,7 @@ def running_mean(values: np.ndarray, window: int) -> np.ndarray:
 def legend(figure: Figure, handles: list[Any]) -> None:
     """One legend for all panels; an entry that two panels share stands once, what lies behind the curves last."""
     known = {str(handle.get_label()): handle for handle in handles}
-    order = sorted(known, key=lambda label: label.startswith(("null run", "replicate", "middle half")))
+    order = sorted(known, key=lambda label: label.startswith(("control run", "replicate", "middle half")))
     foot_legend(figure, [known[label] for label in order])
 
 

@@ -293,8 +293,8 @@ def _scale(figure: Figure, mesh: QuadMesh, axes: Sequence[Axes], label: str, run
     line = bar.ax.axvline if flat else bar.ax.axhline
     for kind, arrays in runs.items():
         for value in map(_extreme, arrays):
-            line(value, color=GREY if kind == "null runs" else TUNED, linewidth=2.4)
-            line(value, color="white", linewidth=0.8, linestyle=":" if kind == "null runs" else "-")
+            line(value, color=GREY if kind == "control runs" else TUNED, linewidth=2.4)
+            line(value, color="white", linewidth=0.8, linestyle=":" if kind == "control runs" else "-")
 
 
 def key(
@@ -307,10 +307,10 @@ def key(
         rows += _wrapped(
             f"{title}:  ".replace("\n", " ") + "   ".join(word.replace(" ", "\xa0") for word in words), width
         )
-    names = {"null runs": "Grey, dotted", "replicates": "Orange"}
+    names = {"control runs": "Grey, dotted", "replicates": "Orange"}
     for kind in runs:
         text = f"{names[kind]} on the scale: largest value of each of the {kind}"
-        rows += _wrapped(text + ("; on a bar, its value" if bars and kind == "null runs" else ""), width)
+        rows += _wrapped(text + ("; on a bar, its value" if bars and kind == "control runs" else ""), width)
     figure.supxlabel("\n".join([*rows, *more]), x=0.01, ha="left", fontsize=8, linespacing=1.5)
 
 

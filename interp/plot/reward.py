@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
-import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from interp.errors import MeasureError
+from interp.plot.registry import figure as registered
 from interp.plot.style import (
     BASE,
     GREY,
@@ -21,6 +20,7 @@ from interp.plot.style import (
     PAGE,
     SKY,
     TUNED,
+    Result,
     foot_legend,
     house_style,
     number,
@@ -30,40 +30,27 @@ from interp.plot.style import (
 )
 from interp.plot.text import drawable
 
+if TYPE_CHECKING:
+    from interp.reward import Attribution, Spurious
+
 _ROW = 0.21  # inches
 _MOST = 60  # bars
 
 
-@runtime_checkable
-class Reading(Protocol):
-    """A reading of a reward model."""
-
-    @property
-    def dataset(self) -> xr.Dataset:
-        """Its arrays."""
-
-
-@runtime_checkable
-class Findings(Reading, Protocol):
-    """A reading with a table of findings."""
-
-    def summary(self) -> pd.DataFrame:
-        """One row a finding."""
-
-
-def reward_words(found: Any, *, prompt: int = 0, label: str | None = None, width: float = PAGE) -> Figure:
+@registered("reward_attribution", needs=("token_attribution",))
+def reward_words(result: Attribution, *, prompt: int = 0, label: str | None = None, width: float = PAGE) -> Figure:
     """The words of one text, each with its attribution as a bar, in the order of the text.
 
     Args:
-        found: an `interp.reward.Attribution`.
+        result: an `interp.reward.Attribution`.
         prompt: index of the text.
         label: which label; None is the first.
         width: of the figure in cm.
     """
-    table = found.words(prompt).head(_MOST)
-    chosen = label if label is not None else found.labels[0]
-    if chosen not in found.labels:
-        raise MeasureError(f"the attribution has no label {chosen!r}; name one of {', '.join(found.labels)}")
+    table = result.words(prompt).head(_MOST)
+    chosen = label if label is not None else result.labels[0]
+    if chosen not in result.labels:
+        raise MeasureError(f"the attribution has no label {chosen!r}; name one of {', '.join(result.labels)}")
     values = table[chosen].to_numpy()
     with house_style():
         figure = sheet(width, 0.9 + _ROW * len(table))
@@ -73,9 +60,9 @@ def reward_words(found: Any, *, prompt: int = 0, label: str | None = None, width
         for side, colour, hatch in ((values > 0, TUNED, "/////"), (values <= 0, BASE, "")):
             ax.barh(rows[side], values[side], color=colour, hatch=hatch, edgecolor="white", linewidth=0, height=0.65)
         _named(ax, [drawable(word, 24, token=False) for word in table["word"]])
-        cell = found.dataset.sel(label=chosen).isel(prompt=prompt)
+        cell = result.dataset.sel(label=chosen).isel(prompt=prompt)
         ax.set_title(f"{drawable(chosen, token=False)}: score {number(float(cell['score']))}")
-        ax.set_xlabel(f"attribution [{found.dataset.attrs['units']}]")
+        ax.set_xlabel(f"attribution [{result.dataset.attrs['units']}]")
         return figure
 
 
@@ -85,15 +72,16 @@ def _named(ax: Axes, names: list[str]) -> None:
     ax.tick_params(axis="y", length=0)
 
 
-def reward_components(found: Reading, *, label: str | None = None, width: float = PAGE) -> Figure:
+@registered("reward_direct_attribution", needs=("component_attribution",))
+def reward_components(result: Result, *, label: str | None = None, width: float = PAGE) -> Figure:
     """Direct attribution by component beside what taking the component out does, means over texts.
 
     Args:
-        found: an `interp.reward.DirectAttribution`.
+        result: a `interp.reward.DirectAttribution`.
         label: which label; None is the first.
         width: of the figure in cm; under 12 the panels stand one above the other.
     """
-    data = found.dataset
+    data = result.dataset
     data = data.sel(label=label if label is not None else data["label"].values[0])
     names = [str(name) for name in data["component"].values][:_MOST]
     shown = [("component_attribution", "written into the logit", SKY)]
@@ -121,16 +109,17 @@ def reward_components(found: Reading, *, label: str | None = None, width: float 
         return figure
 
 
-def reward_lens(found: Reading, *, label: str | None = None, most: int = 200, width: float = PAGE) -> Figure:
+@registered("reward_lens", needs=("lens_score",))
+def reward_lens(result: Result, *, label: str | None = None, most: int = 200, width: float = PAGE) -> Figure:
     """The score read off every layer, a line a text, coloured by the side on which it ends.
 
     Args:
-        found: an `interp.reward.Lens`.
+        result: a `interp.reward.Lens`.
         label: which label; None is the first.
         most: texts that are drawn, evenly spaced.
         width: of the figure in cm.
     """
-    data = found.dataset
+    data = result.dataset
     data = data.sel(label=label if label is not None else data["label"].values[0])
     scores, threshold = data["lens_score"].values, float(data.attrs["threshold"])
     chosen = np.unique(np.linspace(0, len(scores) - 1, min(most, len(scores))).astype(int))
@@ -159,14 +148,15 @@ def reward_lens(found: Reading, *, label: str | None = None, most: int = 200, wi
         return figure
 
 
-def spurious(found: Findings, *, width: float = PAGE) -> Figure:
+@registered("spurious", needs=("effect",))
+def spurious(result: Spurious, *, width: float = PAGE) -> Figure:
     """What moves the score, in its standard deviations: every edit and feature with its interval, grey where too small.
 
     Args:
-        found: an `interp.reward.Spurious`.
+        result: a `interp.reward.Spurious`.
         width: of the figure in cm; under 12 the panels stand one above the other.
     """
-    table = found.summary()
+    table = result.summary()
     ways = {way: table[(table["way"] == way) & table["effect"].notna()] for way in ("edits", "regression")}
     with house_style():
         longest = max(map(len, ways.values()))
@@ -174,9 +164,9 @@ def spurious(found: Findings, *, width: float = PAGE) -> Figure:
         for ax, (way, rows) in zip(axes, ways.items(), strict=True):
             zero_line(ax, vertical=True)
             for place, row in enumerate(rows.to_dict("records")):
-                colour = (TUNED if row["effect"] > 0 else BASE) if row["held"] else GREY
-                ax.plot([row["lower"], row["upper"]], [place, place], color=colour, linewidth=1.6)
-                ax.plot(row["effect"], place, "o" if row["held"] else "x", color=colour, markersize=4)
+                colour = (TUNED if row["effect"] > 0 else BASE) if row["goes_by"] else GREY
+                ax.plot([row["effect_low"], row["effect_high"]], [place, place], color=colour, linewidth=1.6)
+                ax.plot(row["effect"], place, "o" if row["goes_by"] else "x", color=colour, markersize=4)
             _named(ax, [drawable(str(name), 42, token=False) for name in rows["what" if way == "edits" else "feature"]])
             ax.set_ylim(longest - 0.5, -0.5)
             ax.set_title(way)

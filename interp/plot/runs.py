@@ -1,4 +1,4 @@
-"""What other runs give, drawn behind a result: the range of the null runs, and of the replicates."""
+"""What other runs give, drawn behind a result: the range of the control runs, and of the replicates."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from interp.plot.style import GREY, TUNED
 
 Runs = Mapping[str, Sequence[np.ndarray]]
 _FILL: dict[str, dict[str, Any]] = {
-    "null runs": {"facecolor": GREY, "alpha": 0.25, "linewidth": 0},
+    "control runs": {"facecolor": GREY, "alpha": 0.25, "linewidth": 0},
     "replicates": {"facecolor": TUNED, "alpha": 0.13, "linewidth": 0},
 }
 # along a curve, where the spread over prompts is a plain grey band
 _HATCHED: dict[str, dict[str, Any]] = {
-    "null runs": {"facecolor": "none", "edgecolor": "#b5b5b5", "hatch": "/////", "linewidth": 0},
+    "control runs": {"facecolor": "none", "edgecolor": "#b5b5b5", "hatch": "/////", "linewidth": 0},
     "replicates": _FILL["replicates"],
 }
 _EDGE: dict[str, dict[str, Any]] = {
-    "null runs": {"color": GREY, "linestyle": "-", "linewidth": 0.9, "zorder": 0.7},
+    "control runs": {"color": GREY, "linestyle": "-", "linewidth": 0.9, "zorder": 0.7},
     "replicates": {"color": TUNED, "linestyle": ":", "linewidth": 1.1, "zorder": 0.8},
 }
 

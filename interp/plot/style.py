@@ -87,7 +87,7 @@ class Result(Protocol):
 
     @property
     def controls(self) -> tuple[xr.Dataset, ...]:
-        """The same measures of base and every null run."""
+        """The same measures of base and every control run."""
 
     def summary(self) -> pd.DataFrame:
         """One row a finding."""
@@ -135,8 +135,8 @@ def need(data: xr.Dataset, names: tuple[str, ...], measure: str, *, without: str
 
 
 def other_runs(cmp: Result, name: str) -> dict[str, list[xr.Dataset]]:
-    """The runs that measured `name`: "null runs", and "replicates" where the result has any."""
-    kinds = {"null runs": cmp.controls, "replicates": getattr(cmp, "replicates", ())}
+    """The runs that measured `name`: "control runs", and "replicates" where the result has any."""
+    kinds = {"control runs": cmp.controls, "replicates": getattr(cmp, "replicates", ())}
     return {kind: found for kind, runs in kinds.items() if (found := [run for run in runs if has(run, name)])}
 
 

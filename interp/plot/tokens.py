@@ -203,7 +203,7 @@ def answers(cmp: Result, *, width: float = PAGE) -> Figure:
             values = _pairs(data[name])
             every = [values, *(_pairs(r) for arrays in runs.values() for r in arrays)]
             _diagonal(ax, np.concatenate(every))
-            for kind, colour, marker in (("null runs", GREY, "x"), ("replicates", INK, "+")):
+            for kind, colour, marker in (("control runs", GREY, "x"), ("replicates", INK, "+")):
                 for i, array in enumerate(runs.get(kind, [])):
                     x, y = _pairs(array).T
                     label = "" if i else kind if len(runs[kind]) > 1 else kind.removesuffix("s")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
@@ -25,7 +26,7 @@ from interp.prompts.remarks import remarks_on
 from interp.prompts.tokens import TokenizedPrompts, encode_after_all, encode_all
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prompts:
     """What two models are compared on.
 
@@ -101,6 +102,19 @@ class Prompts:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    def __repr__(self) -> str:
+        """How many prompts there are, how the first begins, and what else they carry."""
+        names = {"text": ("text", "texts"), "chat": ("chat", "chats"), "ids": ("list of ids", "lists of ids")}
+        first = textwrap.shorten(str(self.texts[0]), 40, placeholder=" ...")
+        parts = [f"{len(self)} {names[self.kind][len(self) > 1]}: {first!r}{' ...' if len(self) > 1 else ''}"]
+        pairs = set(self.answers or ())
+        if pairs:
+            parts.append("answers " + " / ".join(map(repr, pairs.pop())) if len(pairs) == 1 else "answers of their own")
+        parts += [name for name in ("continuations", "corrupted") if getattr(self, name) is not None]
+        groups = len(set(self.groups or ()))
+        parts += [f"{groups} groups"] if groups < len(self) else []
+        return f"Prompts({'; '.join(parts)})"
 
     @property
     def kind(self) -> Kind:

@@ -14,7 +14,7 @@ from interp.plot.bars import completeness_words
 from interp.plot.style import Result
 from interp.report import views
 from interp.report.any_result import added_views
-from interp.report.join import coloured_texts
+from interp.report.reward_pages import coloured_texts
 from interp.report.sections import draw, missing, places, present
 from interp.report.svg import glyph_sheet, style_sheet
 from interp.report.verdict import verdict

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 
 import xarray as xr
 
-from interp import plot
-from interp.errors import MeasureError
+import interp.plot  # noqa: F401  (it registers the figures)
 from interp.measures import Measure, Section, measures
+from interp.plot.registry import figures_of
 from interp.plot.style import COLUMN, PAGE, Result
 from interp.report.svg import Drawing, to_svg
 from interp.report.views import settings
+
+KIND = "comparison"
+"""The kind of results whose page this is."""
 
 GROUPS = ("Next token", "Layers", "Attribution", "Attention", "Weights", "Reward", "Text")
 """The parts of the page in reading order; those of other measures follow."""
@@ -63,12 +66,11 @@ def missing(names: Collection[str], data: xr.Dataset) -> list[Place]:
 
 
 def draw(cmp: Result, section: Section) -> dict[str, Drawing] | None:
-    """The section's figure for a wide and for a narrow screen; None where its measure was not taken."""
-    function = getattr(plot, section.name)
-    try:
-        return {
-            "page": to_svg(function(cmp, width=PAGE), section.name),
-            "column": to_svg(function(cmp, width=COLUMN), f"{section.name}-c"),
-        }
-    except MeasureError:
+    """The section's figure for a wide and for a narrow screen; None where there is nothing to draw."""
+    known = figures_of(KIND).get(section.name)
+    if known is None or not known.can_be_drawn(cmp.dataset):
         return None
+    return {
+        "page": to_svg(known.draw(cmp, width=PAGE), section.name),
+        "column": to_svg(known.draw(cmp, width=COLUMN), f"{section.name}-c"),
+    }

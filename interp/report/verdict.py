@@ -14,7 +14,7 @@ from interp.stats import MIN_PROMPTS
 
 
 def verdict(cmp: Result, table: pd.DataFrame) -> list[str]:
-    """Sentences on behaviour, divergence and null runs, in this order; each only where it was measured.
+    """Sentences on behaviour, divergence and control runs, in this order; each only where it was measured.
 
     Args:
         cmp: a comparison.
@@ -30,7 +30,7 @@ def verdict(cmp: Result, table: pd.DataFrame) -> list[str]:
         sentences.append("Neither a logit difference nor a divergence of the next token was measured.")
     if not cmp.controls:
         sentences.append(
-            "No null run was compared: this supports the claim that these two models differ here, "
+            "No control run was compared: this supports the claim that these two models differ here, "
             "not that the reward is the cause."
         )
     return sentences
@@ -70,15 +70,17 @@ def _behaviour(data: xr.Dataset, table: pd.DataFrame, controls: tuple[xr.Dataset
 
 
 def _against_runs(row: dict[str, Any], estimate: float, nulls: int) -> list[str]:
-    """Where the estimate stands among the null runs, and what the replicates give."""
+    """Where the estimate stands among the control runs, and what the replicates give."""
     low, high, p = _float(row, "control_low"), _float(row, "control_high"), _float(row, "rank_p")
     said = []
     if np.isfinite(low) and nulls == 1:
-        said.append(f"The one null run differs from base by {number(low, signed=True)} logits; one run has no spread.")
+        said.append(
+            f"The one control run differs from base by {number(low, signed=True)} logits; one run has no spread."
+        )
     elif np.isfinite(low):
         place = "within" if low <= estimate <= high else "outside"
         rank = f"; p = {number(p)} by its rank among them" if np.isfinite(p) else ""
-        said.append(f"That is {place} the range of the {nulls} null runs ({span(low, high)} logits{rank}).")
+        said.append(f"That is {place} the range of the {nulls} control runs ({span(low, high)} logits{rank}).")
     low, high = _float(row, "replicate_low"), _float(row, "replicate_high")
     if np.isfinite(low):
         said.append(f"Replicates of the training give {span(low, high)} logits.")
@@ -115,7 +117,7 @@ def _divergence(data: xr.Dataset, controls: tuple[xr.Dataset, ...]) -> list[str]
     parts = []
     if has(data, "kl"):
         null = [_mean(c["kl"]) for c in controls if has(c, "kl")]
-        beside = f" (null runs: {span(min(null), max(null))})" if null else ""
+        beside = f" (control runs: {span(min(null), max(null))})" if null else ""
         parts.append(f"{number(_mean(data['kl']))} nats at the average prompt position{beside}")
     if has(data, "response_kl"):
         sources = [str(s) for s in data["response_kl"]["source"].values]

@@ -258,7 +258,7 @@ def provenance(data: xr.Dataset) -> list[tuple[str, list[tuple[str, str]]]]:
         if key in attrs:
             groups.append((title, _flat(_parse(attrs[key]))))
     for i, control in enumerate(_parse(attrs.get("controls", "[]")) or [], 1):
-        groups.append((f"Null run {i}", _flat(control)))
+        groups.append((f"Control run {i}", _flat(control)))
     for i, replicate in enumerate(_parse(attrs.get("replicates", "[]")) or [], 1):
         groups.append((f"Replicate {i}", _flat(replicate)))
     reward = _parse(attrs.get("reward", "null"))

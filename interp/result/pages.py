@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from interp.errors import InterpError
 from interp.plot.text import clean
 
 
@@ -16,9 +20,24 @@ def resource(name: str, package: str = "interp.report") -> str:
     return files(package).joinpath(name).read_text(encoding="utf-8")
 
 
+def check_page(path: str | os.PathLike[str]) -> None:
+    """Refuse a name that is no page's, before the work or at its end.
+
+    Raises:
+        InterpError: it does not end in .html.
+    """
+    if Path(path).suffix.lower() not in (".html", ".htm"):
+        raise InterpError(f"a report is an HTML page; name a file that ends in .html, not {os.fspath(path)!r}")
+
+
 def template(name: str, package: str = "interp.report") -> Template:
     """A template. Every value is escaped, and loses its control characters; Markup was made here and passes."""
-    environment = Environment(
+    return _environment(package).get_template(name)
+
+
+@cache
+def _environment(package: str) -> Environment:
+    return Environment(
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -26,7 +45,6 @@ def template(name: str, package: str = "interp.report") -> Template:
         finalize=_finalize,
         loader=FunctionLoader(lambda each: resource(each, package)),
     )
-    return environment.get_template(name)
 
 
 def _finalize(value: Any) -> Any:

@@ -16,11 +16,11 @@ import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
 
-from interp.errors import FormatError, InterpError, MeasureError
+from interp.errors import FormatError, MeasureError
 from interp.io import atomic_folder, write_text
 from interp.plot.registry import drawable, figures_of
 from interp.result import store
-from interp.result.pages import template
+from interp.result.pages import check_page, template
 from interp.result.tables import WIDTH, cells, frame_text
 
 LINES = 15
@@ -34,13 +34,13 @@ PROVIDERS = ["interp.comparison", "interp.patching", "interp.circuits", "interp.
 """Modules that register kinds of results and pages when they are imported, and are imported when one is missing."""
 
 _KINDS: dict[str, type[Result]] = {}
-_PAGES: dict[str, Callable[[Result], str]] = {}
+_PAGES: dict[str, Callable[[Any], str]] = {}
 
 ANY = "*"
 """The page of a kind that has none of its own."""
 
 
-def register_page(kind: str, render: Callable[[Result], str]) -> None:
+def register_page(kind: str, render: Callable[[Any], str]) -> None:
     """Say how the page of a kind of results is written.
 
     Args:
@@ -224,8 +224,7 @@ class Result:
         Raises:
             InterpError: the file cannot be written, or its name does not end in .html.
         """
-        if Path(path).suffix.lower() not in (".html", ".htm"):
-            raise InterpError(f"a report is an HTML page; name a file that ends in .html, not {os.fspath(path)!r}")
+        check_page(path)
         if ANY not in _PAGES:
             _import_providers()
         return write_text(path, _PAGES.get(self.kind, _PAGES[ANY])(self))

@@ -58,7 +58,7 @@ def _cell(value: object) -> str:
         return "-"
     if isinstance(value, (float, int, np.floating, np.integer, np.bool_)):
         return number(value)
-    return " ".join(str(value).split())
+    return " ".join("".join(char if char.isprintable() else " " for char in str(value)).split())
 
 
 def frame_text(frame: pd.DataFrame, *, width: int = WIDTH, rows: int | None = None, fold: bool = False) -> str:

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from interp.errors import MeasureError
 from interp.families import Parts
 from interp.hooks import Site, capture
 from interp.models import RewardModel
 from interp.models.running import at_read_token, forward_inputs
-from interp.prompts import Batch
+from interp.prompts import Batch, make_batch
+from interp.reward.texts import Texts
 from interp.sampling import evaluating
 
 ROWS = 1024
@@ -166,3 +169,144 @@ def score_embedded(
     """Scores at the embeddings `at`, without gradients; float64."""
     with torch.no_grad():
         return model.output_of(logits_of(model, batch, at))[:, list(columns)].double()
+
+
+Baseline = Literal["mean", "zero", "mask", "unk"]
+
+BASELINES: tuple[str, ...] = get_args(Baseline)
+
+BASELINE_WORDS = {
+    "mean": "the mean of all tokens' embeddings",
+    "zero": "a zero embedding",
+    "mask": "the mask token",
+    "unk": "the unknown token",
+    "delete": "the token deleted",
+}
+"""What each baseline puts in a token's place."""
+
+_CHUNK = 8192  # tokens embedded at once for their mean
+
+
+def baseline_vector(model: RewardModel, baseline: str) -> Float[Tensor, " d_embed"]:
+    """The embedding that takes a token's place.
+
+    Raises:
+        MeasureError: there is no such baseline, or the tokenizer has no such token.
+    """
+    if baseline not in BASELINES:
+        raise MeasureError(f"there is no baseline {baseline!r}; take one of {', '.join(BASELINES)}")
+    embed = model.parts.embed
+    size = next(embed.parameters()).shape[0]
+    with torch.no_grad():
+        if baseline == "zero":
+            return torch.zeros_like(embed(torch.zeros(1, dtype=torch.long, device=model.device))[0])
+        if baseline == "mean":
+            ids = torch.arange(size, device=model.device)
+            total = sum(embed(part).double().sum(0) for part in ids.split(_CHUNK))
+            assert isinstance(total, Tensor)
+            return (total / size).to(next(embed.parameters()).dtype)
+        token = getattr(model.tokenizer, f"{baseline}_token_id", None)
+        if token is None or not 0 <= int(token) < size:
+            raise MeasureError(f'the tokenizer has no {baseline} token; take baseline="mean" or "zero"')
+        found: Tensor = embed(torch.tensor([int(token)], device=model.device))[0]
+        return found
+
+
+def own_tokens(texts: Texts, rows: list[int], batch: Batch) -> Bool[Tensor, "batch seq"]:
+    """True at tokens of the texts themselves: neither padding nor added by the tokenizer."""
+    own = batch.attention_mask.clone()
+    for index, row in enumerate(rows):
+        own[index, : len(texts.special[row])] &= ~torch.tensor(texts.special[row], device=own.device)
+    return own
+
+
+def at_baseline(
+    embedded: Float[Tensor, "batch seq d_embed"], own: Bool[Tensor, "batch seq"], vector: Float[Tensor, " d_embed"]
+) -> Float[Tensor, "batch seq d_embed"]:
+    """The embeddings with every token of the text at the baseline."""
+    return torch.where(own[..., None], vector, embedded)
+
+
+def batches(lengths: Sequence[int], limit: int) -> Iterator[list[int]]:
+    """Jobs in passes of at most `limit` tokens, padding counted; the jobs of one pass are of about one length."""
+    rows: list[int] = []
+    for job in sorted(range(len(lengths)), key=lambda index: lengths[index]):
+        if rows and (len(rows) + 1) * lengths[job] > limit:
+            yield rows
+            rows = []
+        rows.append(job)
+    if rows:
+        yield rows
+
+
+def scores_of(model: RewardModel, texts: Texts, columns: Sequence[int]) -> np.ndarray:
+    """F at the texts, [text, label]."""
+    found = np.empty((len(texts), len(columns)))
+    for rows in batches([len(ids) for ids in texts.ids], 4 * tokens_a_pass(model)):
+        batch = texts.batch(rows).to(model.device)
+        found[rows] = score_embedded(model, batch, embeddings(model, batch), columns).cpu().numpy()
+    return found
+
+
+def leave_one_out(
+    model: RewardModel, texts: Texts, columns: Sequence[int], *, vector: Float[Tensor, " d_embed"] | None
+) -> list[np.ndarray]:
+    """F(x) - F(x without token i), for each of a text's own tokens (Li, Monroe and Jurafsky 2016, equation 3).
+
+    Args:
+        model: the reward model, in evaluation mode.
+        texts: the texts.
+        columns: indices of the labels.
+        vector: what takes the token's place, so that no other token moves; None deletes the token.
+
+    Returns:
+        For each text an array [token, label], 0 at tokens that the tokenizer added. The only token of a text cannot be
+        deleted; it gets F(x) less F of the tokens that the tokenizer adds, or NaN where there are none.
+    """
+    whole = scores_of(model, texts, columns)
+    found = [np.zeros((len(ids), len(columns))) for ids in texts.ids]
+    jobs = [(row, place) for row in range(len(texts)) for place, mark in enumerate(texts.special[row]) if not mark]
+    if vector is None:
+        for row, place in [job for job in jobs if len(texts.ids[job[0]]) == 1]:
+            found[row][place] = np.nan
+        jobs = [job for job in jobs if len(texts.ids[job[0]]) > 1]
+    for chosen in batches([len(texts.ids[row]) for row, _ in jobs], 4 * tokens_a_pass(model)):
+        rows, places = [jobs[job][0] for job in chosen], [jobs[job][1] for job in chosen]
+        scores = _without(model, texts, rows, places, columns, vector)
+        for row, place, values in zip(rows, places, scores, strict=True):
+            found[row][place] = whole[row] - values
+    return found
+
+
+def _without(
+    model: RewardModel,
+    texts: Texts,
+    rows: Sequence[int],
+    places: Sequence[int],
+    columns: Sequence[int],
+    vector: Tensor | None,
+) -> np.ndarray:
+    ids = [list(texts.ids[row]) for row in rows]
+    if vector is None:
+        ids = [[*each[:place], *each[place + 1 :]] for each, place in zip(ids, places, strict=True)]
+    batch = make_batch(ids).to(model.device)
+    embedded = embeddings(model, batch)
+    if vector is not None:
+        embedded[torch.arange(len(rows)), torch.tensor(places)] = vector.to(embedded)
+    return score_embedded(model, batch, embedded, columns).cpu().numpy()
+
+
+def gradient_x_input(model: RewardModel, texts: Texts, columns: Sequence[int]) -> tuple[list[np.ndarray], np.ndarray]:
+    """Gradient of F at the text, dotted with each token's embedding (Shrikumar et al. 2017).
+
+    Returns:
+        For each text an array [token, label], and F [text, label].
+    """
+    parts: list[np.ndarray] = [np.empty(0)] * len(texts)
+    for rows in batches([len(ids) for ids in texts.ids], tokens_a_pass(model)):
+        batch = texts.batch(rows).to(model.device)
+        embedded = embeddings(model, batch)
+        _, pulled = pull(model, batch, embedded, embedded, [list(columns)] * len(rows))
+        for row, values in zip(rows, pulled, strict=True):
+            parts[row] = values[: len(texts.ids[row])].cpu().numpy()
+    return parts, scores_of(model, texts, columns)

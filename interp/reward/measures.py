@@ -13,10 +13,18 @@ from interp.measures.findings import Row, Table
 from interp.measures.measure import RECORDS, REMARKS, Context, Measure, Needs, Section
 from interp.models import RewardModel
 from interp.models.optimised import Optimised
-from interp.reward.flat import flattened, records
-from interp.reward.joining import DRAWS, implicit_arrays, token_arrays
-from interp.reward.optimisation import over_optimisation
-from interp.reward.over_training import over_optimisation_of, probe_arrays, probes_of
+from interp.reward.joins import (
+    DRAWS,
+    flattened,
+    implicit_arrays,
+    over_optimisation_of,
+    probe_arrays,
+    probes_of,
+    records,
+    token_arrays,
+)
+from interp.reward.over_optimisation import over_optimisation
+from interp.sampling import Sampling
 
 _SAMPLED = frozenset({"completion", "score", "text", "token", "token_log_ratio"})
 """Arrays of the implicit reward that a comparison has already."""
@@ -50,8 +58,8 @@ def _token_join(context: Context) -> xr.Dataset:
 def _over_optimisation(context: Context) -> xr.Dataset:
     settings, reward = context.settings, _reward_of(context)
     assert settings.pair is not None
-    length = settings.sampling.max_new_tokens
-    found = over_optimisation(settings.pair, reward, context.prompts, max_new_tokens=length, seed=settings.seed)
+    sampling = Sampling(max_new_tokens=settings.sampling.max_new_tokens)
+    found = over_optimisation(settings.pair, reward, context.prompts, sampling=sampling, seed=settings.seed)
     return _named(found.dataset, "over_optimisation")
 
 
@@ -105,13 +113,14 @@ def _token_findings(table: Table) -> Iterator[Row]:
         )
 
 
-def _own_words(name: str, of: Callable[[xr.Dataset], Any]) -> Callable[[Table], Iterator[Row]]:
+def _own_words(name: str, reading: str, of: Callable[[xr.Dataset], Any]) -> Callable[[Table], Iterator[Row]]:
     """Findings that a join's own summary has already."""
 
     def findings(table: Table) -> Iterator[Row]:
         if name in records(table.data):
-            found = of(table.data).summary().to_dict("records")
-            yield from (table.given(record) for record in found if np.isfinite(record["estimate"]))
+            for record in of(table.data).summary().to_dict("records"):
+                if np.isfinite(record["estimate"]):
+                    yield table.given({**record, "reading": reading})
 
     return findings
 
@@ -208,7 +217,7 @@ OVER_OPTIMISATION = Measure(
     needs=Needs(reward=True, checkpoints=True, samples=1, measures=("completions",)),
     arrays=("over_kl",),
     whole=_over_optimisation,
-    findings=_own_words("over_optimisation", over_optimisation_of),
+    findings=_own_words("over_optimisation", "over-optimisation", over_optimisation_of),
     sections=(
         Section(
             "over_optimisation",
@@ -240,7 +249,7 @@ PROBES = Measure(
     needs=Needs(reward=True, checkpoints=True, samples=1, measures=("completions",)),
     arrays=("probes_best_layer",),
     whole=_probes,
-    findings=_own_words("probes", probes_of),
+    findings=_own_words("probes", "probes", probes_of),
     sections=(
         Section(
             "probes",

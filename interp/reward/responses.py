@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,14 +12,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from interp.divergences import kl_divergence, log_probs
-from interp.errors import MeasureError, TokenizerMismatch
+from interp.errors import TokenizerMismatch
+from interp.metrics import Reward, call_reward
 from interp.models import Policy, RewardModel
 from interp.prompts import Batch, Prompts, TokenizedPrompts, make_batch, response_texts
-from interp.sampling import end_ids, sample
+from interp.sampling import Sampling, end_ids, sample
 
 Reads = Literal["sample", "output"]
-Reward = RewardModel | Callable[..., Any]
-"""A reward model, or a function called with keywords as f(samples=[...], prompts=[...], outputs=[...])."""
 
 Ids = tuple[int, ...]
 
@@ -66,17 +65,17 @@ def read_prompts(policies: Sequence[Policy], prompts: Prompts) -> TokenizedPromp
 
 
 def respond(
-    policy: Policy, tokens: TokenizedPrompts, *, draws: int, max_new_tokens: int, seed: int, batch_size: int
+    policy: Policy, tokens: TokenizedPrompts, samples: int, sampling: Sampling, *, seed: int, batch_size: int
 ) -> Responses:
-    """Sample responses to every prompt at temperature 1, from the model's whole distribution.
+    """Sample responses to every prompt.
 
     Two policies that are given one seed share their random numbers.
 
     Args:
         policy: what samples.
         tokens: the prompts.
-        draws: responses to each prompt; the first ones are the same however many are asked for.
-        max_new_tokens: most tokens of a response, the end token included.
+        samples: responses to each prompt; the first ones are the same however many are asked for.
+        sampling: how they are drawn.
         seed: seed of the samples.
         batch_size: prompts a forward pass.
 
@@ -84,14 +83,17 @@ def respond(
         InterpError: a prompt leaves too little room in the context.
     """
     count = len(tokens)
-    rows = [row for _ in range(draws) for row in range(count)]
+    rows = [row for _ in range(samples) for row in range(count)]
     ends, ids = end_ids(policy.model, policy.tokenizer), []
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size]
         drawn = sample(
             policy.model,
             [tokens.prompt_ids[row] for row in part],
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=sampling.max_new_tokens,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
             seed=seed,
             first_index=start,
             end_ids=ends,
@@ -111,33 +113,8 @@ def _as_texts(policy: Policy, tokens: TokenizedPrompts, rows: Sequence[int], ids
 
 
 def scores(reward: Reward, said: Responses, *, reads: Reads = "sample", batch_size: int = 64) -> np.ndarray:
-    """The raw score of each response, float64.
-
-    Args:
-        reward: a reward model or a function (see `Reward`).
-        said: the responses.
-        reads: what a reward model reads: prompt and response as one text, or the response.
-        batch_size: texts that a reward model scores at a time.
-
-    Raises:
-        MeasureError: `reads` is neither, the reward is neither, or a function returned another count or something not
-            finite.
-    """
-    if reads not in ("sample", "output"):
-        raise MeasureError(f'reads is "sample" (prompt and response) or "output" (the response), not {reads!r}')
-    if isinstance(reward, RewardModel):
-        return reward.score(said.samples if reads == "sample" else said.texts, batch_size=batch_size)
-    if not callable(reward):
-        raise MeasureError(
-            f"a reward is a RewardModel or a function of the texts, not a {type(reward).__name__}; load it with"
-            " RewardModel.load"
-        )
-    raw = reward(samples=list(said.samples), prompts=list(said.prompts), outputs=list(said.texts))
-    found = np.asarray(raw, dtype=np.float64)
-    if found.shape != (len(said),) or not np.isfinite(found).all():
-        bad = "not all of them finite" if found.shape == (len(said),) else f"shape {found.shape}"
-        raise MeasureError(f"the reward function must return {len(said)} finite numbers, one a sample; came: {bad}")
-    return found
+    """The raw score of each response, float64 (see `interp.metrics.call_reward`)."""
+    return call_reward(reward, said.samples, said.prompts, said.texts, reads=reads, batch_size=batch_size)
 
 
 def reward_words(reward: Reward) -> tuple[str, str]:
@@ -156,7 +133,7 @@ def response_log_probs(
         TokenizerMismatch: a response holds a token that the policy does not predict.
     """
     out: list[np.ndarray] = [np.empty(0)] * len(said)
-    for rows, batch in batches(tokens, said, batch_size):
+    for rows, batch in response_batches(tokens, said, batch_size):
         logits = policy.trace(batch).logits
         where = _predicts(batch)
         targets = batch.input_ids.roll(-1, 1)[where]
@@ -176,7 +153,7 @@ def response_kl(
 ) -> list[Float[np.ndarray, " step"]]:
     """KL(tuned || base) in nats, exact over the vocabulary, where each token of each response is predicted; float64."""
     out: list[np.ndarray] = [np.empty(0)] * len(said)
-    for rows, batch in batches(tokens, said, batch_size):
+    for rows, batch in response_batches(tokens, said, batch_size):
         where = _predicts(batch)
         first, second = (policy.trace(batch).logits for policy in (tuned, base))
         found = kl_divergence(first[where.to(first.device)], second[where.to(second.device)].to(first.device))
@@ -185,8 +162,8 @@ def response_kl(
     return out
 
 
-def batches(tokens: TokenizedPrompts, said: Responses, size: int) -> Iterator[tuple[list[int], Batch]]:
-    """Prompts with their responses in batches of like length, and which responses they are."""
+def response_batches(tokens: TokenizedPrompts, said: Responses, size: int) -> Iterator[tuple[list[int], Batch]]:
+    """Prompts with their responses in response_batches of like length, and which responses they are."""
     lengths = [len(tokens.prompt_ids[row]) + len(ids) for row, ids in zip(said.rows, said.ids, strict=True)]
     order = sorted(range(len(said)), key=lambda each: lengths[each])
     for start in range(0, len(order), size):
@@ -198,7 +175,7 @@ def batches(tokens: TokenizedPrompts, said: Responses, size: int) -> Iterator[tu
 
 
 def _predicts(batch: Batch) -> Bool[Tensor, "batch seq"]:
-    """The columns whose logits predict a response token (batches are padded on the right)."""
+    """The columns whose logits predict a response token (response_batches are padded on the right)."""
     columns = torch.arange(batch.input_ids.shape[1])
     return (columns >= batch.prompt_lengths[:, None] - 1) & (columns < batch.lengths[:, None] - 1)
 

@@ -330,7 +330,8 @@ def _row(reading: str, finding: str, values: list[np.ndarray], units: str, contr
     means = [v.mean() for v in values[1:]]
     nulls, again = means[:controls] or [np.nan], means[controls:] or [np.nan]
     return {
-        "reading": reading, "finding": finding, "estimate": mean, "estimate_low": mean - 2 * error, "estimate_high": mean + 2 * error,
+        "reading": reading, "finding": finding, "estimate": mean,
+        "estimate_low": mean - 2 * error, "estimate_high": mean + 2 * error,
         "units": units, "n": len(values[0]), "control_low": min(nulls), "control_high": max(nulls),
         "replicate_low": min(again), "replicate_high": max(again), "rank_p": np.nan, "completeness": np.nan,
     }  # fmt: skip

@@ -231,7 +231,7 @@ def test_a_pass_by_edges_that_breaks_leaves_no_hook(policies, pairs, scores) -> 
 
 
 def test_pooled_scores_are_the_means_of_batches(policies, scores, pairs, monkeypatch) -> None:
-    monkeypatch.setattr("interp.circuits.scores.KEPT", 1)
+    monkeypatch.setattr("interp.circuits.scores.MOST_SCORES", 1)
     pooled = circuits.edge_attribution(policies["gpt2"], pairs, steps=3, batch_size=5)
     assert pooled.weights.tolist() == [5, 5, 5, 3]
     np.testing.assert_allclose(pooled.mean, scores.mean, atol=1e-5)
@@ -281,7 +281,7 @@ def test_another_choice_is_refused(scores, policies, as_a_user) -> None:
         choose(scores.graph, scores.mean, 3, by="best")
     with pytest.raises(MeasureError, match='method is "eap-ig" or "eap"'):
         circuits.edge_attribution(policies["gpt2"], Prompts(CLEAN), method="ig")
-    with pytest.raises(TypeError, match="no parameter 'device' any more; load the model first"):
+    with pytest.raises(TypeError, match="no parameter 'device' any more; load first: interp.load"):
         circuits.edge_attribution(tiny_gpt2(), Prompts(CLEAN), device="cpu")
     with pytest.raises(TypeError, match="no parameter 'random' any more; it is draws="):
         circuits.faithfulness_curve(policies["gpt2"], Prompts(CLEAN), scores, random=2)

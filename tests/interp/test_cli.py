@@ -55,7 +55,7 @@ def test_compare_and_report(shell, models, tmp_path):
         "compare", models / "base", models / "tuned", *ASK, "--control", models / "null", "--out", "out"
     )
     assert (code, err) == (0, "")
-    assert "' bad' - ' good': tuned minus base" in out and "null runs" in out and "wrote out/report.html" in out
+    assert "' bad' - ' good': tuned minus base" in out and "control runs" in out and "wrote out/report.html" in out
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["comparison.nc", "report.html", "summary.csv"]
     page = (tmp_path / "out" / "report.html").read_bytes()
     (tmp_path / "out" / "report.html").unlink()

@@ -107,9 +107,11 @@ def test_base_is_traced_once_a_batch_and_sampled_from_once(tokenizer, monkeypatc
 
 def test_bad_input(tokenizer):
     with pytest.raises(PromptError, match="no tuned model came"):
-        compare_many(tiny_gpt2(), {}, prompts())
+        interp.compare_many(tiny_gpt2(), {}, prompts())
     with pytest.raises(PromptError, match="replicates name 'joy', which is no pair"):
-        compare_many(tiny_gpt2(), {"fear": tiny_gpt2(1)}, prompts(), replicates={"joy": tiny_gpt2(2)})
+        interp.compare_many(tiny_gpt2(), {"fear": tiny_gpt2(1)}, prompts(), replicates={"joy": [tiny_gpt2(2)]})
+    with pytest.raises(TypeError, match="no parameter 'tokenizer' any more; pass a pair"):
+        interp.compare_many(tiny_gpt2(), {"a": tiny_gpt2(1)}, prompts(), tokenizer=tokenizer)
     with pytest.raises(TypeError, match="mesures"):
         compare_many(tiny_gpt2(), {"a": tiny_gpt2(1)}, prompts(), tokenizer=tokenizer, mesures=["kl"])
 

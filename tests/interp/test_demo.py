@@ -58,7 +58,7 @@ def test_held_out_figures_are_measured_again(demo):
 
 def test_what_a_newcomer_sees(demo):
     out, printed = demo
-    assert "' bad' - ' good': tuned minus base" in printed and "null runs" in printed
+    assert "' bad' - ' good': tuned minus base" in printed and "control runs" in printed
     assert sorted(p.name for p in out.iterdir()) == ["comparison.nc", "report.html", "summary.csv"]
 
 

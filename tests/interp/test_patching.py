@@ -243,7 +243,7 @@ def test_maps_have_layers_heads_and_tokens(pair):
         found.map("q")
 
 
-def test_sets_stand_beside_draws(pair):
+def test_sets_stand_beside_random_sets(pair):
     found = activation_patching(*pair, Prompts(TEXTS), sites=[{("z", 0): [0, 1]}, "mlp_out"], draws=7)
     beside = found["random_recovery"]
     assert beside.shape == (1 + pair[0].parts.n_layers, 7)
@@ -365,7 +365,7 @@ def test_interventions_read_well():
     assert str(Intervention((site, Target(Site("mlp_out", 3))), -1)) == "L10.z.H4+9 & L3.mlp_out at -1"
 
 
-def test_draws_are_others_and_each_comes_once(pair):
+def test_random_sets_are_others_and_each_comes_once(pair):
     layers = pair[0].parts.n_layers
     whole = {("mlp_out", layer): None for layer in range(layers)}
     found = activation_patching(*pair, Prompts(TEXTS), sites=[{("mlp_out", 0): None, ("mlp_out", 1): None}, whole])
@@ -405,7 +405,7 @@ def test_settings_out_of_range_are_refused(pair, name, value):
 
 
 def test_a_module_reads_with_the_recipients_tokenizer(pair, tokenizer):
-    with pytest.raises(TypeError, match=r"no parameter tokenizer; pass a model that was loaded so: interp.load"):
+    with pytest.raises(TypeError, match=r"no parameter 'tokenizer' any more; load first: interp.load"):
         activation_patching(*(each.model for each in pair), TEXTS, sites="mlp_out", tokenizer=tokenizer)
     found = activation_patching(pair[0], pair[1].model, TEXTS, sites="mlp_out")
     same = activation_patching(*pair, TEXTS, sites="mlp_out")

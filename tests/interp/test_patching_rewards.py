@@ -15,7 +15,7 @@ from interp.models import RewardModel
 from interp.patching import ablation, activation_patching, attribution_patching, smallest_set, steering
 from interp.patching.targets import NAMES
 from interp.plot import patching as drawing
-from interp.reward.direct import direct_attribution
+from interp.reward.direct_attribution import direct_attribution
 from tests.interp.architectures import CONFIGS, build
 from tests.interp.figures import drawn, words
 from tests.interp.planted_reward import random_model, word_tokenizer
@@ -240,7 +240,7 @@ def test_the_score_is_the_models_own_output(output, unit):
     np.testing.assert_allclose(found["source"], source.score(MANY), atol=1e-6)
     assert found.dataset.attrs["units"] == unit == found["effect"].attrs["units"]
     assert f"score (LABEL_1) of the recipient {float(found['recipient'].mean()):.4g}" in repr(found)
-    assert unit in repr(found).splitlines()[0] and json.loads(found.dataset.attrs["recipient"])["label"] == "LABEL_1"
+    assert unit in found.headline() and json.loads(found.dataset.attrs["recipient"])["label"] == "LABEL_1"
     assert np.isfinite(found["p"]).all() and set(found.summary()["site"]) == {f"L{i}.mlp_out" for i in range(3)}
 
 
@@ -378,10 +378,10 @@ def test_a_policys_activations_in_the_reward_model_that_was_made_of_it():
     np.testing.assert_allclose(found["source"], expected, atol=1e-5)
     np.testing.assert_allclose(found["recipient"], reward.score(MANY), atol=1e-6)
     np.testing.assert_allclose(found["effect"][:, -1], found["source"] - found["recipient"], atol=1e-5)
-    assert "readout" not in found.dataset and "read by the recipient's head" in repr(found)
+    assert "readout" not in found.dataset and "read by the recipient's head" in " ".join(found.notes())
     assert "last residual" in found["source"].attrs["long_name"]
     estimate = attribution_patching(reward, policy, MANY, sites="z", sample=4)
-    assert "read by the recipient's head" in repr(estimate)
+    assert "read by the recipient's head" in " ".join(estimate.notes())
 
 
 def test_a_reward_models_activations_in_a_policy():
@@ -518,7 +518,7 @@ class TestMistakes:
     def test_what_is_not_loaded(self, model, as_a_user):
         with pytest.raises(MeasureError, match="the source is a loaded model too"):
             activation_patching(model, "somewhere", MANY)
-        with pytest.raises(TypeError, match="no parameter dtype; pass a model that was loaded so"):
+        with pytest.raises(TypeError, match="no parameter 'dtype' any more; load first"):
             ablation(model, MANY, dtype="float32")
         with pytest.raises(PromptError, match="its own run on the same prompts"):
             activation_patching(model, model, MANY)

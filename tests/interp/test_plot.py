@@ -90,8 +90,8 @@ def test_several_null_runs_are_a_range_and_one_is_a_line(cmp):
         return np.array([a.get_ydata() for a in plot.lens(result).axes[0].lines if a.get_label() == kind])
 
     means = [c["lens_logit_diff"].sel(model="tuned").mean("prompt").values for c in cmp.controls]
-    np.testing.assert_allclose(edges(cmp, "null runs"), [np.min(means, 0), np.max(means, 0)])
-    np.testing.assert_allclose(edges(Fake(cmp.dataset, cmp.controls[:1]), "null runs"), means[:1])
+    np.testing.assert_allclose(edges(cmp, "control runs"), [np.min(means, 0), np.max(means, 0)])
+    np.testing.assert_allclose(edges(Fake(cmp.dataset, cmp.controls[:1]), "control runs"), means[:1])
     assert len(edges(cmp, "replicates")) == 0
     np.testing.assert_allclose(edges(Fake(cmp.dataset, (), cmp.controls), "replicates")[0], np.min(means, 0))
 
@@ -100,10 +100,10 @@ def test_other_runs_are_named_where_there_are_any(cmp):
     with_replicates = make(replicates=2)
     for name in NAMES:
         text = words(getattr(plot, name)(with_replicates))
-        assert ("null runs" in text and "replicates" in text) == (name not in WITHOUT_RUNS), name
-        assert "control" not in text, name
+        assert ("control runs" in text and "replicates" in text) == (name not in WITHOUT_RUNS), name
+        assert "null run" not in text, name
         if name in ("lens", "attribution", "heads", "movers"):
-            assert "null run" not in words(getattr(plot, name)(Fake(cmp.dataset)))
+            assert "control run" not in words(getattr(plot, name)(Fake(cmp.dataset)))
 
 
 def test_ranges_of_other_runs_stand_behind_the_bars(cmp):

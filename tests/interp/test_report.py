@@ -153,7 +153,7 @@ def test_page_of_a_comparison_without_measures():
 
 def test_summary_table_has_the_numbers(cmp):
     columns, rows = views.headline(cmp.summary())
-    assert columns == ["reading", "finding", "estimate", "95 % interval", "null runs", "units", "n", "completeness"]
+    assert columns == ["reading", "finding", "estimate", "95 % interval", "control runs", "units", "n", "completeness"]
     first = cmp.summary().iloc[0]
     assert (
         rows[0][2] == f"{first.estimate:.2f}" and rows[0][3] == f"{first.estimate_low:.2f} to {first.estimate_high:.2f}"
@@ -161,9 +161,9 @@ def test_summary_table_has_the_numbers(cmp):
     assert [r[0] for r in rows] == ["logit difference", "", "divergence", "attribution by head", "reward", "weights"]
     assert rows[2][1].startswith("KL(tuned ‖ base)")
     assert "95 % interval" not in views.headline(make(prompts=3).summary())[0]
-    assert "null runs" not in views.headline(make(controls=0).summary())[0]
+    assert "control runs" not in views.headline(make(controls=0).summary())[0]
     columns, rows = views.headline(make(controls=20, replicates=2).summary())
-    assert columns[4:7] == ["null runs", "replicates", "p"] and rows[0][6] == "0.048"
+    assert columns[4:7] == ["control runs", "replicates", "p"] and rows[0][6] == "0.048"
 
 
 def test_verdict_says_what_the_numbers_say(cmp):
@@ -171,9 +171,10 @@ def test_verdict_says_what_the_numbers_say(cmp):
     row = cmp.summary().iloc[0]
     assert f"Over 12 prompts, tuned prefers “␣bad” to “␣good” by {row.estimate:.2f} logits more than base" in text
     assert (
-        f"{row.estimate_low:.2f} to {row.estimate_high:.2f}" in text and "outside the range of the 2 null runs" in text
+        f"{row.estimate_low:.2f} to {row.estimate_high:.2f}" in text
+        and "outside the range of the 2 control runs" in text
     )
-    assert "No null run" not in text and "nats per response token in tuned's own samples" in text
+    assert "No control run" not in text and "nats per response token in tuned's own samples" in text
 
 
 def test_verdict_turns_with_the_sign_and_admits_doubt(cmp):
@@ -186,7 +187,7 @@ def test_verdict_turns_with_the_sign_and_admits_doubt(cmp):
     less = said(estimate=-1.5, estimate_low=-2.0, estimate_high=-1.0)
     assert "by 1.50 logits less than base" in less and "1.00 to 2.00" in less and "outside" in less
     assert "so the direction is open" in said(estimate_low=-0.5) and "so the direction is open" not in said()
-    assert "within the range of the 2 null runs" in said(control_low=0.0, control_high=9.0)
+    assert "within the range of the 2 control runs" in said(control_low=0.0, control_high=9.0)
     assert "exactly as much as base" in said(estimate=0.0)
 
 
@@ -244,7 +245,7 @@ def test_no_word_but_null_run_for_a_null_run():
     result = part(make(controls=20, replicates=2), "kl", "logit_diff", "pattern_js")
     text = Page(report.render(result)).text.lower()
     assert "control" not in text.replace("runs/reviews/control", "")
-    for words in ("null runs", "null run 1", "range over 20 runs", "replicates", "range over 2 runs"):
+    for words in ("control runs", "control run 1", "range over 20 runs", "replicates", "range over 2 runs"):
         assert words in text
 
 
@@ -256,10 +257,8 @@ def test_every_figure_quotes_its_finding(cmp):
     row = table.iloc[7]
     said = views.lead(table, pairs["attention_entropy"])
     assert said.startswith("L2H2: entropy of the pattern: tuned minus base: " + number(row.estimate))
-    interval = (
-        f"interval {span(row.estimate_low, row.estimate_high)}; null runs {span(row.control_low, row.control_high)})."
-    )
-    assert said.endswith(interval)
+    interval, runs = span(row.estimate_low, row.estimate_high), span(row.control_low, row.control_high)
+    assert said.endswith(f"interval {interval}; control runs {runs}).")
     assert views.lead(table, pairs["attention_change"]).startswith("L2H3: JS")
     assert views.lead(table, pairs["residual"]) == ""
 

@@ -10,7 +10,7 @@ from interp import reward
 from interp.errors import InterpError, MeasureError, PromptError
 from interp.models import RewardModel
 from interp.models.running import forward_inputs
-from interp.reward.baselines import baseline_vector
+from interp.reward.forward import baseline_vector
 from interp.reward.quadrature import NEAR_SIZES, SIZES, rules
 from interp.reward.texts import read_texts
 from tests.interp.architectures import CONFIGS, build

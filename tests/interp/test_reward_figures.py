@@ -44,9 +44,9 @@ def test_figures_show_what_the_result_holds(width):
     lens = reward.lens(model, TEXTS[:10])
     figure = inside(plot.reward_lens(lens, width=width))
     assert len(figure.axes[0].lines) >= 11
-    held = reward.spurious(planted(), TEXTS)
-    left = inside(plot.spurious(held, width=width)).axes[0]
-    table = held.summary()
+    spurious = reward.spurious(planted(), TEXTS)
+    left = inside(plot.spurious(spurious, width=width)).axes[0]
+    table = spurious.summary()
     edits = table[(table["way"] == "edits") & table["effect"].notna()]
     marks = [line for line in left.lines if line.get_marker() in ("o", "x")]
     assert [float(line.get_xdata()[0]) for line in marks] == pytest.approx(list(edits["effect"]))

@@ -92,8 +92,8 @@ class TestByItsTrainingData:
         planted, clean, held_out = twins
         texts = [text for text, _ in held_out]
         found, beside = (reward.spurious(model, texts) for model in (planted, clean))
-        assert found.held[0] == "exclamation marks"
-        assert "exclamation marks" not in beside.held
+        assert found.features[0] == "exclamation marks"
+        assert "exclamation marks" not in beside.features
 
     def test_attribution(self, twins):
         planted, clean, held_out = twins

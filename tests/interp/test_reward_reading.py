@@ -110,8 +110,13 @@ def test_which_layer_decides():
         assert found["lens_top_label"].values[row, -1] == model.labels[tops[-1]]
     assert found["lens_rank_correlation"].values[-1] == pytest.approx(1)
     table = found.summary()
-    shares = table[[name for name in table if name.startswith("decided")]].sum(axis=1)
-    assert shares.to_numpy() == pytest.approx(1)
+    assert table.groupby("label")["decided"].sum().to_numpy() == pytest.approx(1)
+    np.testing.assert_allclose(table["score"], scores.mean(0).T.ravel())
+    changes = found.changes()
+    assert changes["changes"].to_numpy() == pytest.approx(found["changes"].values.mean(0))
+    for row in changes.itertuples():
+        shares = table[table["label"] == row.label].set_index("site")["decided"]
+        assert shares[row.decided_at] == shares.max()
 
 
 def test_the_lens_of_a_planted_score_knows_nothing_before_its_attention():

@@ -10,9 +10,9 @@ import torch
 
 from interp import reward
 from interp.errors import InterpError, MeasureError, PromptError
-from interp.reward.edits import EDITS, NEUTRAL_PREFIX, Edit
-from interp.reward.features import FEATURES, measure
-from interp.reward.holding import _regression, _sign_flip, holm
+from interp.reward.spurious import _regression
+from interp.reward.text_properties import EDITS, FEATURES, NEUTRAL_PREFIX, Edit, measure_features
+from interp.stats import holm, sign_flip_p
 from tests.interp.planted_reward import planted, random_model
 
 OPENINGS = [
@@ -28,7 +28,7 @@ TEXTS = [f"{first} {rest}" for first, rest in itertools.product(OPENINGS, REST)]
 
 
 def value(name, text):
-    return measure([text], [feature for feature in FEATURES if feature.name == name])[0, 0]
+    return measure_features([text], [feature for feature in FEATURES if feature.name == name])[0, 0]
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_a_prefix_is_measured_from_the_neutral_prefix():
         assert float(cell["effect_from_text"]) == pytest.approx((score - plain).mean() / spread, abs=1e-5)
         assert cell["edit_against"].item() == NEUTRAL_PREFIX
     alone = f"alone moves the score by {(without - plain).mean() / spread:+.2f} ["
-    assert alone in str(found) and alone in repr(found)
+    assert alone in found.neutral and alone[:-2] in str(found)
 
 
 def test_what_the_neutral_prefix_does_is_not_laid_to_the_others():
@@ -94,7 +94,7 @@ def test_what_the_neutral_prefix_does_is_not_laid_to_the_others():
     ]
     table = reward.spurious(planted(), TEXTS, edits=edits).summary().set_index("what")
     assert table.loc["John", "effect"] < -0.5 and abs(table.loc["John", "from_text"]) < 0.02
-    assert not table.loc["John", "held"] and table.loc["praise", "held"]
+    assert not table.loc["John", "goes_by"] and table.loc["praise", "goes_by"]
     alone = reward.spurious(planted(), TEXTS, edits=edits[1:])
     assert alone.neutral == "" and (alone["edit_against"].values == "").all()  # no neutral prefix: from the text
 
@@ -122,8 +122,8 @@ def test_the_sign_flip_is_the_exact_test():
     exact = np.mean(
         [abs(np.dot(signs, values)) >= abs(values.sum()) - 1e-12 for signs in itertools.product((-1, 1), repeat=8)]
     )
-    assert _sign_flip(values, 0) == pytest.approx(exact, abs=0.01)
-    assert np.isnan(_sign_flip(values[:7], 0))
+    assert sign_flip_p(values, seed=0) == pytest.approx(exact, abs=0.01)
+    assert np.isnan(sign_flip_p(values[:7], seed=0))
 
 
 @pytest.fixture(scope="module")
@@ -135,11 +135,11 @@ class TestPlanted:
     """The score is the number of "!", by the model's weights."""
 
     def test_both_ways_find_it_first(self, found):
-        assert found.held[0] == "exclamation marks"
+        assert found.features[0] == "exclamation marks"
         table = found.summary()
         top = {way: rows.iloc[0] for way, rows in table.groupby("way")}
-        assert top["edits"]["what"] == "three ! at the end" and top["edits"]["held"]
-        assert top["regression"]["feature"] == "exclamation marks" and top["regression"]["held"]
+        assert top["edits"]["what"] == "three ! at the end" and top["edits"]["goes_by"]
+        assert top["regression"]["feature"] == "exclamation marks" and top["regression"]["goes_by"]
         spread = found.dataset.attrs["spread"]
         one = found["effect"].sel(edit="one ! at the end").item() * spread
         assert one == pytest.approx(1, abs=0.05)
@@ -149,11 +149,11 @@ class TestPlanted:
     def test_what_has_no_mark_to_change_does_nothing(self, found):
         for name in ('"Mary: " before it', '"They say that" before it', "all capitals"):
             assert abs(found["effect"].sel(edit=name).item()) < 0.02
-        assert {name for name in found.held} <= {"exclamation marks", "repetition", "length", "other punctuation"}
+        assert {name for name in found.features} <= {"exclamation marks", "repetition", "length", "other punctuation"}
 
     def test_the_page(self, found, tmp_path):
         page = found.report(tmp_path / "page.html").read_text()
-        assert "the score holds on to" in page and "exclamation marks" in page
+        assert "the score goes by" in page and "exclamation marks" in page
         assert "<script" not in page and not re.search(r'(src|href)="http', page)
         assert page == found.report(tmp_path / "again.html").read_text()
         with pytest.raises(InterpError, match="ends in .html"):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pandas as pd
 import pyarrow.parquet
@@ -66,27 +67,30 @@ def test_tables_replace_only_tables(cmp, tmp_path):
         cmp.to_parquet(tmp_path / "tables", overwrite=True)
 
 
-def test_what_an_earlier_version_wrote_can_be_read(cmp, tmp_path):
-    old = cmp.dataset.drop_attrs(deep=False).assign_attrs(
-        {key: value for key, value in cmp.dataset.attrs.items() if key not in ("replicates", "remarks")}
-    )
-    loaded = interp.Comparison.load(interp.Comparison(old, cmp.controls).save(tmp_path / "out"))
+def test_what_version_1_wrote_can_be_read(cmp, tmp_path):
+    attrs = {key: value for key, value in cmp.dataset.attrs.items() if key not in ("replicates", "remarks")}
+    old = cmp.dataset.drop_attrs(deep=False).assign_attrs(attrs, format=1)
+    old.to_netcdf(tmp_path / "comparison.nc", engine="h5netcdf")
+    cmp.controls[0].to_netcdf(tmp_path / "comparison.nc", mode="a", group="control_0", engine="h5netcdf")
+    loaded = interp.Comparison.load(tmp_path)
     assert len(loaded.controls) == 1 and loaded.replicates == ()
+    assert loaded.summary()["estimate"].equals(cmp.summary()["estimate"])
 
 
-@pytest.mark.parametrize("found", [2, 99, "two", 0])
-def test_another_format_is_refused(cmp, tmp_path, found):
-    interp.Comparison(cmp.dataset.assign_attrs(format=found)).save(tmp_path / "out")
-    with pytest.raises(FormatError, match=f"has format {found}, this version reads 1; update rlhf-interp"):
+@pytest.mark.parametrize("version", [3, 99, "two", 0])
+def test_another_format_is_refused(cmp, tmp_path, version):
+    with h5py.File(cmp.save(tmp_path / "out") / "result.nc", "a") as file:
+        file.attrs["format"] = version
+    with pytest.raises(FormatError, match=f"has format {version}, this version reads 1 and 2; update rlhf-interp"):
         interp.Comparison.load(tmp_path / "out")
 
 
 def test_a_file_that_was_cut_off_anywhere_is_refused_or_whole(cmp, tmp_path):
-    file = cmp.save(tmp_path / "out") / "comparison.nc"
+    file = cmp.save(tmp_path / "out") / "result.nc"
     whole = file.read_bytes()
     for size in (0, 1, 100, 2000, len(whole) // 2, len(whole) - 1):
         file.write_bytes(whole[:size])
-        with pytest.raises(FormatError, match="is damaged .*; compare again") as caught:
+        with pytest.raises(FormatError, match="is damaged .*; make it again") as caught:
             interp.Comparison.load(tmp_path / "out")
         assert "\n" not in str(caught.value)
 
@@ -125,7 +129,7 @@ def test_a_killed_save_leaves_no_half_result(cmp, tmp_path):
     cmp.save(tmp_path / "first")
     code = f"""
 import os, signal, interp
-from interp import store
+from interp.result import store
 cmp = interp.Comparison.load({str(tmp_path / "first")!r})
 real = store.write
 def write(*arguments):

@@ -127,7 +127,7 @@ def test_movers_are_ranked_over_prompts_and_count_zero_elsewhere():
     still["mover_change"] = still["mover_change"] * 0
     assert not summarise(still)["finding"].str.contains("moved most").any()
     low = summarise(data, [still]).query("finding.str.contains('bad')")["control_low"].item()
-    assert low == 0, "a null run in which no token moved"
+    assert low == 0, "a control run in which no token moved"
 
 
 def neurons(layers, indices, change):

@@ -39,6 +39,29 @@ class TestWeights:
             expected = (vectors[1] - vectors[0]).norm() / vectors[0].norm()
             assert found["mlp_change"].values[layer] == pytest.approx(expected.item())
 
+    @pytest.mark.parametrize("planted", ["ov_change", "encoder_ov_change", "cross_ov_change", "encoder_mlp_change"])
+    def test_of_an_encoder_decoder_every_stack_is_covered(self, tokenizer, planted):
+        model = build("T5ForConditionalGeneration", vocab=len(tokenizer))
+        tuned = copy.deepcopy(model)
+        base, other = (Policy.load(each, tokenizer=tokenizer) for each in (model, tuned))
+        stack = {"encoder_": "encoder", "cross_": "cross"}.get(planted.partition("_")[0] + "_")
+        changed = "o" if "ov" in planted else "mlp"
+        with torch.no_grad():
+            if changed == "o":
+                width = other.parts.d_head
+                other.parts.inside(1, "o", stack).weight[:, width : 2 * width] *= 1.5
+            else:
+                for weight in other.parts.mlp_weights(1, stack):
+                    weight *= 1.5
+        found = weights(base, other)
+        names = [f"{prefix}{name}_change" for prefix in ("", "encoder_", "cross_") for name in ("qk", "ov", "mlp")]
+        names.remove("cross_mlp_change")
+        assert all(name in found for name in names) and "cross_mlp_change" not in found
+        place = (1, 1) if changed == "o" else (1,)
+        assert found[planted].values[place] == pytest.approx(0.5, rel=1e-5)
+        found[planted].values[place] = 0
+        assert all(float(found[name].max()) == 0 for name in names)
+
     def test_circuits_are_those_of_the_model(self, make_model, tokenizer):
         """Scores x W_Q W_K^T y^T of a model without biases and at one position equal its own (rotary cancels there)."""
         policy = Policy.load(make_model(5), tokenizer=tokenizer)

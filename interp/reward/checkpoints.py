@@ -17,7 +17,7 @@ from interp.io import read_json
 from interp.models import Policy, RewardModel
 from interp.models.reward_model import Output
 from interp.models.source import locate
-from interp.pair import MANIFEST, CheckpointPair
+from interp.pair import CheckpointPair, pair_at
 from interp.prompts import Prompts
 
 Place = str | os.PathLike[str]
@@ -26,21 +26,10 @@ Place = str | os.PathLike[str]
 Model = Policy | RewardModel | Callable[[], Policy | RewardModel] | Place | nn.Module
 """A model, its folder or id (of a policy or a reward model), or a function that loads it when its turn comes."""
 
-Course = CheckpointPair | Place | Mapping[int, Model]
+Training = CheckpointPair | Place | Mapping[int, Model]
 """A model over its training: a pair or its folder, a reward model's folder, or models by optimiser step."""
 
 _STEP = re.compile(r"step-(\d+)")
-
-
-def pair_at(place: Place) -> CheckpointPair | None:
-    """The pair in a folder, or None where the place is no pair's folder.
-
-    Raises:
-        FormatError: the run toward it is not finished, or its pair.json is damaged.
-    """
-    folder = Path(place)
-    begun = folder.with_name(folder.name + ".unfinished").is_dir() and not folder.is_dir()
-    return CheckpointPair.load(folder) if begun or (folder / MANIFEST).is_file() else None
 
 
 def pair_steps(pair: CheckpointPair) -> dict[int, str]:
@@ -60,25 +49,6 @@ def pair_steps(pair: CheckpointPair) -> dict[int, str]:
         )
     last = int(pair.manifest["final"].get("steps", 1 + max(pair.checkpoints)))
     return {0: pair.base, **pair.checkpoints, last: pair.tuned}
-
-
-def pair_reward(pair: CheckpointPair, **options: Any) -> RewardModel:
-    """The reward model that the pair was tuned toward, with its label and output.
-
-    Args:
-        pair: the pair.
-        **options: of `RewardModel.load`: where it is loaded to, and what is trusted.
-
-    Raises:
-        MeasureError: the reward was a function or a sum.
-        LoadError: the model does not lie where it did.
-    """
-    if pair.reward is None:
-        raise MeasureError(
-            f"the pair {pair.path} was tuned toward a function or a sum of rewards, which is not kept; pass reward="
-        )
-    how = pair.manifest["reward"]
-    return RewardModel.load(pair.reward, label=how.get("label"), output=how.get("output", "probability"), **options)
 
 
 def pair_prompts(pair: CheckpointPair) -> Prompts:
@@ -129,7 +99,7 @@ def load_any(source: Place | nn.Module) -> Policy | RewardModel:
     """A policy or a reward model, whichever the architecture says it is; of a reward model any label will do.
 
     Raises:
-        LoadError: it cannot be loaded.
+        LoadError: it cannot be load_model.
     """
     if isinstance(source, nn.Module):
         return Policy.load(source)
@@ -153,12 +123,12 @@ def load_gold(source: Place, *, label: str | None, output: Output) -> RewardMode
     """A second reward model by folder or id.
 
     Raises:
-        LoadError: it cannot be loaded, or lacks the label.
+        LoadError: it cannot be load_model, or lacks the label.
     """
     try:
         return RewardModel.load(source, label=label, output=output)
     except LoadError as error:
-        said = str(error).replace("label= (--label)", "gold_label=")
+        said = str(error).replace("label= (--label)", "interp.load_reward(..., label=...) as gold=")
         raise LoadError(f"gold: {said}") from error
 
 
@@ -177,8 +147,8 @@ def same_reward(first: object, second: object) -> bool:
     )
 
 
-def courses_of(
-    models: CheckpointPair | Place | Mapping[str, Course],
+def trainings_of(
+    models: CheckpointPair | Place | Mapping[str, Training],
 ) -> tuple[dict[str, Mapping[int, Model]], list[str]]:
     """Models by name and step, and what has to be said of them.
 
@@ -188,9 +158,9 @@ def courses_of(
     found: dict[str, Mapping[int, Model]] = {}
     notes = []
     if isinstance(models, (CheckpointPair, str, os.PathLike)):
-        pair = models if isinstance(models, CheckpointPair) else pair_at(models)
+        pair = pair_at(models)
         if pair is None:
-            found["reward model"] = _course("the model", models)
+            found["reward model"] = _training("the model", models)
         else:
             found["policy"] = pair_steps(pair)
             if (place := pair.reward) and (kept := folder_steps(place)):
@@ -204,7 +174,7 @@ def courses_of(
         for name, each in models.items():
             if not isinstance(name, str):
                 raise MeasureError("name each model that is given by steps: {'policy': {0: ..., 100: ...}}")
-            found[name] = _course(name, each)
+            found[name] = _training(name, each)
     if not found:
         raise MeasureError("there is no model to probe; give at least one by name, with its checkpoints by step")
     for name, steps in found.items():
@@ -220,7 +190,7 @@ def courses_of(
     return found, notes
 
 
-def _course(name: str, given: Course) -> Mapping[int, Model]:
+def _training(name: str, given: Training) -> Mapping[int, Model]:
     if isinstance(given, Mapping):
         return given
     if isinstance(given, CheckpointPair):
@@ -236,7 +206,7 @@ def _course(name: str, given: Course) -> Mapping[int, Model]:
     return steps
 
 
-def loaded(model: Model) -> Policy | RewardModel:
+def load_model(model: Model) -> Policy | RewardModel:
     """A model whose turn has come."""
     if isinstance(model, (Policy, RewardModel)):
         return model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
 from interp.errors import MeasureError
+from interp.plot.registry import figure
 from interp.plot.style import (
     BASE,
     GREY,
@@ -23,6 +24,7 @@ from interp.plot.style import (
     SKY,
     TUNED,
     WRITE,
+    Result,
     foot_legend,
     house_style,
     number,
@@ -41,35 +43,31 @@ _LOOKS: tuple[dict[str, Any], ...] = (
 )
 
 
-@runtime_checkable
-class Joined(Protocol):
-    """What is drawn here: any result with a dataset."""
-
-    @property
-    def dataset(self) -> xr.Dataset:
-        """Its arrays."""
-
-
-def _needs(result: Joined, name: str, by: str) -> xr.Dataset:
-    data = result.dataset
-    if name not in data:
+def _arrays(result: Result, name: str, by: str) -> xr.Dataset:
+    """The dataset that holds `name`: the result's own, or that of what was joined to a comparison."""
+    if name in result.dataset:
+        return result.dataset
+    if not hasattr(result, by):
         raise MeasureError(f"this figure draws the result of {by}, whose {name} is not here; pass that result")
+    data: xr.Dataset = getattr(result, by).dataset
     return data
 
 
-def implicit_reward(result: Joined, *, width: float = PAGE) -> Figure:
+@figure("implicit_reward", needs=("log_ratio_within",))
+@figure("comparison", needs=("implicit_log_ratio_within",))
+def implicit_reward(result: Result, *, width: float = PAGE) -> Figure:
     """The policy's shift against the reward within prompts, and the slope beside those of permuted rewards.
 
     Args:
-        result: an `ImplicitReward`.
+        result: of `interp.reward`, or a comparison that it was joined to.
         width: of the figure in cm; under 12 the panels stand one above the other.
 
     Raises:
-        MeasureError: it is another result.
+        MeasureError: it is another result, or a comparison without it.
     """
-    data = _needs(result, "log_ratio_within", "implicit_reward")
+    data = _arrays(result, "log_ratio_within", "implicit_reward")
     with house_style():
-        figure, (left, right) = panels(2, width, 3.3, ratios=[1.5, 1.0])
+        sheet, (left, right) = panels(2, width, 3.3, ratios=[1.5, 1.0])
         handles: list[Any] = []
         for source, colour, marker in (("base", BASE, "o"), ("tuned", TUNED, "s")):
             own = data.sel(source=source)
@@ -100,8 +98,8 @@ def implicit_reward(result: Joined, *, width: float = PAGE) -> Figure:
             handles.append(Line2D([], [], color=WRITE, linestyle="-.", label="the recipe's 1 / beta"))
         right.set_title(f"Slope {number(slope)}\n{_interval(low, high)}")
         right.set_xlabel("log-ratio per unit of reward [nats]")
-        foot_legend(figure, handles)
-        return figure
+        foot_legend(sheet, handles)
+        return sheet
 
 
 def _interval(low: float, high: float) -> str:
@@ -123,22 +121,24 @@ def _against_null(ax: Axes, null: np.ndarray, value: tuple[float, float, float],
     return [*handles, Line2D([], [], color=TUNED, linewidth=1.6, label="found, with its 95 % interval")]
 
 
-def over_optimisation(result: Joined, *, width: float = PAGE) -> Figure:
+@figure("over_optimisation", needs=("reward_gain",))
+@figure("comparison", needs=("over_reward_gain",))
+def over_optimisation(result: Result, *, width: float = PAGE) -> Figure:
     """Gain of the optimised and of the gold reward against the square root of KL, and how far gold is behind by step.
 
     Without a gold reward the second panel is KL over the training.
 
     Args:
-        result: an `OverOptimisation`.
+        result: of `interp.reward`, or a comparison that it was joined to.
         width: of the figure in cm; under 12 the panels stand one above the other.
 
     Raises:
-        MeasureError: it is another result.
+        MeasureError: it is another result, or a comparison without it.
     """
-    data = _needs(result, "reward_gain", "over_optimisation")
+    data = _arrays(result, "reward_gain", "over_optimisation")
     names = [name for name in ("reward", "gold") if f"{name}_gain" in data]
     with house_style():
-        figure, (left, right) = panels(2, width, 3.3, ratios=[1.5, 1.0])
+        sheet, (left, right) = panels(2, width, 3.3, ratios=[1.5, 1.0])
         handles: list[Any] = []
         distance = data["distance"].values
         for name, look in zip(names, (_LOOKS[1], _LOOKS[2]), strict=False):
@@ -167,8 +167,8 @@ def over_optimisation(result: Joined, *, width: float = PAGE) -> Figure:
             right.set_ylabel("KL [nats per token]")
             right.set_ylim(bottom=0)
         right.grid(axis="y")
-        foot_legend(figure, handles)
-        return figure
+        foot_legend(sheet, handles)
+        return sheet
 
 
 def _banded(ax: Axes, x: np.ndarray, data: xr.Dataset, name: str, label: str, look: dict[str, Any]) -> list[Any]:
@@ -179,26 +179,28 @@ def _banded(ax: Axes, x: np.ndarray, data: xr.Dataset, name: str, label: str, lo
     return list(ax.plot(x, mean, label=label, **look))
 
 
-def token_join(result: Joined, *, width: float = PAGE) -> Figure:
+@figure("token_join", needs=("signed_spearman",))
+@figure("comparison", needs=("join_signed_spearman",))
+def token_join(result: Result, *, width: float = PAGE) -> Figure:
     """Log-ratio against reward attribution, span by span, and the rank correlation beside those of permuted ones.
 
     Args:
-        result: a `TokenJoin`.
+        result: of `interp.reward`, or a comparison that it was joined to.
         width: of the figure in cm; under 12 the panels stand one above the other.
 
     Raises:
-        MeasureError: it is another result.
+        MeasureError: it is another result, or a comparison without it.
     """
-    data = _needs(result, "signed_spearman", "token_join")
+    data = _arrays(result, "signed_spearman", "token_join")
     with house_style():
-        figure, (left, right) = panels(2, width, 3.3, ratios=[1.5, 1.0])
+        sheet, (left, right) = panels(2, width, 3.3, ratios=[1.5, 1.0])
         x, y = (data[name].values.ravel() for name in ("attribution", "log_ratio"))
         known = np.isfinite(x) & np.isfinite(y)
         left.scatter(x[known], y[known], s=8, color=SKY, alpha=0.6, linewidths=0, rasterized=known.sum() > _MANY)
         zero_line(left)
         zero_line(left, vertical=True)
         left.margins(0.12)
-        figure.draw_without_rendering()  # the room that a name takes is known once the panels have their size
+        sheet.draw_without_rendering()  # the room that a name takes is known once the panels have their size
         _name_extremes(left, data, known)
         left.set_title("Log-ratio against reward attribution\none point a span of characters")
         left.set_xlabel("reward attribution")
@@ -207,8 +209,8 @@ def token_join(result: Joined, *, width: float = PAGE) -> Figure:
         handles = _against_null(right, data["null_signed_spearman"].values, (value, low, high), "permuted attributions")
         right.set_title(f"Spearman within texts {number(value)}\n{_interval(low, high)}")
         right.set_xlabel("mean rank correlation within texts")
-        foot_legend(figure, handles)
-        return figure
+        foot_legend(sheet, handles)
+        return sheet
 
 
 def _name_extremes(ax: Axes, data: xr.Dataset, known: np.ndarray, most: int = 3) -> None:
@@ -242,19 +244,21 @@ def _named(ax: Axes, at: tuple[float, float], word: str, side: str, taken: list[
     return None
 
 
-def probes(result: Joined, *, width: float = PAGE) -> Figure:
+@figure("probes", needs=("half_gain",))
+@figure("comparison", needs=("probes_half_gain",))
+def probes(result: Result, *, width: float = PAGE) -> Figure:
     """Gain of the best layer over the training of each model, and accuracy by depth before and after.
 
     Args:
-        result: a `Probes`.
+        result: of `interp.reward`, or a comparison that it was joined to.
         width: of the figure in cm; under 12 the panels stand one above the other.
 
     Raises:
-        MeasureError: it is another result.
+        MeasureError: it is another result, or a comparison without it.
     """
-    data = _needs(result, "half_gain", "probes")
+    data = _arrays(result, "half_gain", "probes")
     with house_style():
-        figure, (left, right) = panels(2, width, 3.3)
+        sheet, (left, right) = panels(2, width, 3.3)
         handles: list[Any] = []
         for name, look in zip(data["model"].values, _LOOKS, strict=False):
             own = data.sel(model=name)
@@ -282,5 +286,5 @@ def probes(result: Joined, *, width: float = PAGE) -> Figure:
         right.set_ylabel("balanced accuracy, held out")
         for ax in (left, right):
             ax.grid(axis="y")
-        foot_legend(figure, handles)
-        return figure
+        foot_legend(sheet, handles)
+        return sheet

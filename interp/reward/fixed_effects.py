@@ -1,4 +1,4 @@
-"""Statistics within groups: what varies between groups is taken out first, and nulls permute inside a group only."""
+"""Statistics within groups: slopes and rank correlations once what varies between groups is taken out."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import numpy as np
 import scipy.special
 import scipy.stats
 from jaxtyping import Float, Int
+from scipy.stats import spearmanr
 
-from interp.stats import MIN_PROMPTS
+from interp.stats import MIN_PROMPTS, bca
 
 _DRAWN = 2**21  # numbers drawn at once, so that memory does not grow with the number of groups
 
@@ -93,10 +94,7 @@ def fixed_effects(
         weights = np.stack([np.bincount(row, minlength=count) for row in rows]).astype(float)
         blocks.append(_solve(np.tensordot(weights, squares, 1), weights @ products))
     left_out = _solve(squares.sum(0) - squares, products.sum(0) - products)
-    bounds = [
-        _accelerated(v, d, left, level) for v, d, left in zip(values, np.concatenate(blocks).T, left_out.T, strict=True)
-    ]
-    lower, upper = np.array(bounds).T
+    lower, upper = bca(values, np.concatenate(blocks).T, left_out.T, level=level)
     return Slopes(values, lower, upper, residual, explained)
 
 
@@ -109,21 +107,6 @@ def _sums(rows: np.ndarray, cluster: np.ndarray, count: int) -> np.ndarray:
 def _solve(squares: np.ndarray, products: np.ndarray) -> np.ndarray:
     """The coefficients of one fit or many; by the pseudo-inverse, as a resample may hold a constant column."""
     return np.asarray((np.linalg.pinv(squares, hermitian=True) @ products[..., None])[..., 0])
-
-
-def _accelerated(value: float, drawn: np.ndarray, left_out: np.ndarray, level: float) -> tuple[float, float]:
-    """Bounds of the bias-corrected and accelerated interval out of resamples and leave-one-out values."""
-    if np.ptp(drawn) == 0:
-        return value, value
-    below = ((drawn < value).mean() + (drawn <= value).mean()) / 2
-    bias = scipy.special.ndtri(np.clip(below, 0.5 / len(drawn), 1 - 0.5 / len(drawn)))
-    pull = left_out.mean() - left_out
-    pull = pull / max(np.abs(pull).max(), np.finfo(float).tiny)
-    acceleration = (pull**3).sum() / (6 * (pull**2).sum() ** 1.5) if pull.any() else 0.0
-    tail = scipy.special.ndtri((1 - level) / 2)
-    quantiles = np.array([tail, -tail]) + bias
-    low, high = np.quantile(drawn, scipy.special.ndtr(bias + quantiles / (1 - acceleration * quantiles)))
-    return float(low), float(high)
 
 
 def unit_ranks(values: Float[np.ndarray, " n"], index: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
@@ -169,3 +152,25 @@ def permutations_within(index: Int[np.ndarray, " n"], count: int, *, seed: int) 
 def _rows(index: np.ndarray) -> list[np.ndarray]:
     order = np.argsort(index, kind="stable")
     return np.split(order, np.flatnonzero(np.diff(index[order])) + 1)
+
+
+def rank_correlations(first: np.ndarray, second: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """Spearman's rank correlation of two attributions over each text's own tokens, [prompt, label].
+
+    Args:
+        first: [prompt, pos, label].
+        second: the same; a text of which one is NaN gets NaN.
+        own: which tokens are the text's own, [prompt, pos].
+    """
+    out = np.full((len(first), first.shape[2]), np.nan)
+    for row, tokens in enumerate(own):
+        for column in range(first.shape[2]):
+            out[row, column] = spearman(first[row, tokens, column], second[row, tokens, column])
+    return out
+
+
+def spearman(first: np.ndarray, second: np.ndarray) -> float:
+    """Spearman's rank correlation, NaN where it is not defined."""
+    if len(first) < 3 or not (np.ptp(first) > 0 and np.ptp(second) > 0):  # NaN is not above 0
+        return float("nan")
+    return float(spearmanr(first, second).statistic)

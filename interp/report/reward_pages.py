@@ -1,23 +1,128 @@
-"""The token join as one self-contained page: a text coloured by reward attribution above, by log-ratio below."""
+"""Pages of what `interp.reward` returns: texts coloured by attributions, findings as bars, and the token join."""
 
 from __future__ import annotations
 
-import os
 import re
-from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 from markupsafe import Markup
 
-from interp.errors import InterpError, MeasureError
-from interp.io import write_text
+from interp.errors import MeasureError
 from interp.plot.style import number, span
 from interp.result.pages import resource, template
-from interp.reward.flat import records
-from interp.reward.joining import token_join_of
+from interp.reward.attribution import METHOD_WORDS
+from interp.reward.joins import records, token_join_of
+
+if TYPE_CHECKING:
+    from interp.reward import Attribution, Counterexamples, Spurious, TokenJoin
+
+
+_NOTHING = 5e-5  # an effect below it is rounding
+
+
+def _filled(part: str, **values: Any) -> str:
+    """One part of the template as an HTML document that needs nothing else; the same values give the same bytes."""
+    return template("reward.html").render(kind=part, number=number, signed=_signed, **values)
+
+
+def _signed(value: float) -> str:
+    return number(0.0 if abs(value) < _NOTHING else value, signed=True)
+
+
+def shades(values: np.ndarray, most: float) -> list[str]:
+    """A background for each value: vermilion above 0, blue below, its strength the share of `most`."""
+    colours = []
+    for value in values:
+        share = 0.0 if not np.isfinite(value) or most == 0 else min(1.0, abs(float(value)) / most)
+        colours.append(f"rgba({'213,94,0' if value > 0 else '0,114,178'},{0.75 * share:.3f})")
+    return colours
+
+
+def pieces(text: str, spans: list[tuple[int, int]], values: np.ndarray, most: float) -> list[dict[str, str]]:
+    """A text cut at spans, each piece with its shade and its value; what lies between has none."""
+    cut, at = [], 0
+    for (start, end), value, shade in zip(spans, values, shades(values, most), strict=True):
+        if start < at or end <= start:  # one character in several tokens stands once, with the first
+            continue
+        cut += [{"text": text[at:start], "shade": "", "value": ""}] if start > at else []
+        cut.append({"text": text[start:end], "shade": shade, "value": _signed(float(value))})
+        at = end
+    return [*cut, {"text": text[at:], "shade": "", "value": ""}] if at < len(text) else cut
+
+
+def render_attribution(result: Attribution) -> str:
+    """The page of an attribution: its texts coloured, one scale a label."""
+    data = result.dataset
+    measured = "patching_rank_correlation" in data
+    items = []
+    for label in result.labels:
+        values = data["token_attribution"].sel(label=label).values
+        most = float(np.nanmax(np.abs(np.where(data["added"].values, 0, np.nan_to_num(values))), initial=0.0))
+        for row in range(data.sizes["prompt"]):
+            tokens = result.tokens(row)
+            spans = list(zip(tokens["start"], tokens["end"], strict=True))
+            cell = data.sel(label=label).isel(prompt=row)
+            rank = cell["patching_rank_correlation"].item() if measured else float("nan")
+            names = ("score", "baseline_score", "completeness_error", "points", "converged")
+            items.append(
+                {
+                    "label": label,
+                    "pieces": pieces(result.text(row), spans, tokens[label].to_numpy(), most),
+                    **{name: cell[name].item() for name in names},
+                    "patching": rank if np.isfinite(rank) else None,
+                }
+            )
+    attrs: Mapping[Any, Any] = data.attrs
+    integrated = attrs["method"] == "integrated_gradients"
+    return _filled(
+        "attribution", items=items, about=dict(attrs), method=METHOD_WORDS[attrs["method"]], integrated=integrated,
+        agreement=result.beside_patching() if attrs["method"] != "leave_one_out" else [],
+    )  # fmt: skip
+
+
+def render_spurious(result: Spurious) -> str:
+    """The page of `spurious`: its findings, each as a bar with its interval."""
+    table = result.summary()
+    ends = table[["effect", "effect_low", "effect_high"]].to_numpy()
+    most = float(np.nanmax(np.abs(ends), initial=1e-12))
+    ways = {
+        way: [{**row, "bar": _bar(row, most)} for row in table[table["way"] == way].to_dict("records")]
+        for way in ("edits", "regression")
+    }
+    neutral = table[(table["way"] == "edits") & (table["feature"] == "none")]["effect"].abs().max()
+    return _filled(
+        "spurious", ways=ways, features=result.features, about=dict(result.dataset.attrs), neutral=float(neutral),
+        prefix=result.neutral.replace("-", "−"), texts=result.dataset.sizes["prompt"],
+    )  # fmt: skip
+
+
+def _bar(row: Mapping[Any, Any], most: float) -> dict[str, str] | None:
+    """Where a bar from 0 and its interval lie, in percent of a scale from -most to most."""
+    if not np.isfinite(row["effect"]):
+        return None
+
+    def place(value: float) -> float:
+        return 50 + 50 * value / most
+
+    low, high = sorted((place(0.0), place(row["effect"])))
+    bar = {"left": f"{low:.1f}", "width": f"{high - low:.1f}", "side": "up" if row["effect"] > 0 else "down"}
+    if np.isfinite(row["effect_low"]):
+        bar |= {
+            "low": f"{place(row['effect_low']):.1f}",
+            "reach": f"{place(row['effect_high']) - place(row['effect_low']):.1f}",
+        }
+    return bar
+
+
+def render_counterexamples(result: Counterexamples) -> str:
+    """The page of `counterexamples`: its three tables."""
+    tables = {name: getattr(result, name).to_dict("records") for name in ("at_odds", "pairs", "swaps")}
+    return _filled("counterexamples", about=dict(result.dataset.attrs), **tables)
+
 
 TEXTS_SHOWN = 40
 _WORD = re.compile(r"\s+|\S+")
@@ -31,19 +136,7 @@ _COLUMNS = (
 )
 
 
-@runtime_checkable
-class Joined(Protocol):
-    """A token join: its arrays and its findings."""
-
-    @property
-    def dataset(self) -> xr.Dataset:
-        """Its arrays."""
-
-    def summary(self) -> pd.DataFrame:
-        """One row a finding."""
-
-
-def render_tokens(result: Joined, *, texts: int = TEXTS_SHOWN) -> str:
+def render_tokens(result: TokenJoin, *, texts: int = TEXTS_SHOWN) -> str:
     """The page as one HTML document that needs nothing else. The same result gives the same bytes.
 
     Each span of characters stands twice, one above the other: coloured by its reward attribution, and by how far the
@@ -103,20 +196,10 @@ def _coloured(data: xr.Dataset, texts: int) -> dict[str, Any]:
     }
 
 
-def write_tokens(result: Joined, path: str | os.PathLike[str], *, texts: int = TEXTS_SHOWN) -> Path:
-    """Write the page to `path`, whole or not at all.
-
-    Raises:
-        InterpError: the file cannot be written, or its name does not end in .html.
-    """
-    if Path(path).suffix.lower() not in (".html", ".htm"):
-        raise InterpError(f"the page is HTML; name a file that ends in .html, not {os.fspath(path)!r}")
-    return write_text(path, render_tokens(result, texts=texts))
-
-
 def _verdict(frame: pd.DataFrame) -> str:
     row = frame.iloc[0]
-    value = f"{number(float(row['estimate']))} ({_range(row, 'lower', 'upper') or 'no interval: too few texts'})"
+    ends = _range(row, "estimate_low", "estimate_high") or "no interval: too few texts"
+    value = f"{number(float(row['estimate']))} ({ends})"
     chance = f"permuted attributions give {_range(row, 'null_low', 'null_high')}"
     return f"Reward attribution and the log-ratio of the same characters correlate by {value}; {chance}."
 
@@ -126,7 +209,7 @@ def _range(row: Any, low: str, high: str) -> str:
 
 
 def _cells(row: dict[Any, Any]) -> list[str]:
-    ranges = [_range(row, "lower", "upper"), _range(row, "null_low", "null_high")]
+    ranges = [_range(row, "estimate_low", "estimate_high"), _range(row, "null_low", "null_high")]
     return [str(row["finding"]), number(float(row["estimate"])), *ranges, number(float(row["p"])), str(row["n"])]
 
 

@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
 import scipy.stats
-import xarray as xr
 
 from interp.errors import MeasureError
 from interp.measures.arrays import dataset, strings, variable
 from interp.models import RewardModel
 from interp.models.source import source_name
-from interp.reward.attribution import spearman
-from interp.reward.edits import EDITS, NEUTRAL_PREFIX, Edit
-from interp.reward.features import FEATURES, Feature, measure
-from interp.reward.given import Given, given_reward
-from interp.reward.shown import spurious_text
-from interp.reward.texts import read_texts
-from interp.stats import MIN_PROMPTS, bootstrap_mean
+from interp.result import Result
+from interp.reward.fixed_effects import spearman
+from interp.reward.text_properties import EDITS, FEATURES, NEUTRAL_PREFIX, Edit, Feature, measure_features
+from interp.reward.texts import RewardLike, as_reward, read_texts
+from interp.stats import MIN_PROMPTS, bootstrap_mean, holm, sign_flip_p
 
 LEVEL = 0.05
-"""Level of the corrected p under which a feature or edit is called held on to."""
+"""Level of the corrected p under which the score is said to go by a feature."""
 
 SIZE = 0.1
 """Least effect, in standard deviations of the score, that is called so: with many texts a trifle is significant."""
 
 
-@dataclass(frozen=True)
-class Spurious:
+_COLUMNS = [
+    *("what", "effect", "effect_low", "effect_high", "p", "way", "goes_by", "feature"),
+    *("n", "against", "from_text"),
+]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Spurious(Result):
     """What a reward model's score goes with in real texts, and what moves it when one thing of a text is changed.
 
     Attributes:
@@ -44,16 +46,14 @@ class Spurious:
             the texts.
     """
 
-    dataset: xr.Dataset
-
-    def __getitem__(self, name: str) -> xr.DataArray:
-        return self.dataset[name]
+    kind: ClassVar[str] = "spurious"
+    title: ClassVar[str] = "Spurious features of a reward"
 
     @property
-    def held(self) -> tuple[str, ...]:
-        """Features that some way finds held on to, largest effect first."""
+    def features(self) -> tuple[str, ...]:
+        """Features that some way finds the score to go by, largest effect first."""
         table = self.summary()
-        return tuple(dict.fromkeys(table[table["held"] & (table["feature"] != "none")]["feature"]))
+        return tuple(dict.fromkeys(table[table["goes_by"] & (table["feature"] != "none")]["feature"]))
 
     @property
     def neutral(self) -> str:
@@ -69,10 +69,11 @@ class Spurious:
     def summary(self) -> pd.DataFrame:
         """One row a finding, largest effect first.
 
-        Columns: `way` ("edits" or "regression"), `feature`, `what` (the edit, or what the feature counts), `against`
-        (what the edit is measured from), `effect`, `from_text` (change from the text as it is), `lower`, `upper` (95 %,
-        of the effect), `p` (Holm), `n`, `held`. What the neutral prefix does must not count for every other: a prefix
-        is held on to only where it also moves the score from the text as it is, the same way and by `SIZE` or more.
+        Columns: `way` ("edits" or "regression"), `feature`, `what` (the edit, or what the feature counts), `effect`
+        with `effect_low` and `effect_high` (95 %), `p` (Holm), `n`, `against` (what the edit is measured from),
+        `from_text` (change from the text as it is), `goes_by`: whether the score goes by it. What the neutral prefix
+        does must not count for every other: the score goes by a prefix only where it also moves the score from the text
+        as it is, the same way and by `SIZE` or more.
         """
         data = self.dataset
         rows = [
@@ -80,7 +81,7 @@ class Spurious:
                 "way": "edits", "feature": str(cell["edit_feature"].item()), "what": str(cell["edit"].item()),
                 "against": str(cell["edit_against"].item()) or "the text",
                 "effect": float(cell["effect"]), "from_text": float(cell["effect_from_text"]),
-                "lower": float(cell["effect_low"]), "upper": float(cell["effect_high"]),
+                "effect_low": float(cell["effect_low"]), "effect_high": float(cell["effect_high"]),
                 "p": float(cell["effect_p"]), "n": int(cell["effect_texts"]),
             }
             for cell in (data.isel(edit=index) for index in range(data.sizes["edit"]))
@@ -89,38 +90,31 @@ class Spurious:
                 "way": "regression", "feature": str(cell["feature"].item()),
                 "what": str(cell["feature_words"].item()), "against": "", "effect": float(cell["coefficient"]),
                 "from_text": float("nan"),
-                "lower": float(cell["coefficient_low"]), "upper": float(cell["coefficient_high"]),
+                "effect_low": float(cell["coefficient_low"]), "effect_high": float(cell["coefficient_high"]),
                 "p": float(cell["coefficient_p"]), "n": data.sizes["prompt"],
             }
             for cell in (data.isel(feature=index) for index in range(data.sizes["feature"]))
         ]  # fmt: skip
         table = pd.DataFrame(rows)
         same = np.sign(table["effect"]) * table["from_text"] >= SIZE
-        table["held"] = (table["p"] < LEVEL) & (table["effect"].abs() >= SIZE) & (same | (table["way"] != "edits"))
+        table["goes_by"] = (table["p"] < LEVEL) & (table["effect"].abs() >= SIZE) & (same | (table["way"] != "edits"))
         order = table["effect"].abs().fillna(-1).argsort(kind="stable")[::-1]
-        return table.iloc[order].reset_index(drop=True)
+        return table.iloc[order].reset_index(drop=True)[list(_COLUMNS)]
 
-    def __str__(self) -> str:
-        held = ", ".join(self.held) or "nothing that was looked for"
-        said = f"{self.dataset.attrs['model']}, {self.dataset.attrs['label']}: the score holds on to {held}"
-        return f"{said}; {self.neutral}" if self.neutral else said
+    def headline(self) -> str:
+        """What the score goes by, of what was looked for."""
+        data = self.dataset
+        features = ", ".join(self.features) or "nothing that was looked for"
+        texts = f"{data.sizes['prompt']} texts, effects in standard deviations (sd) of the score"
+        return f"{data.attrs['model']}, {data.attrs['label']}: the score goes by {features}; {texts}."
 
-    def __repr__(self) -> str:
-        return spurious_text(self)
-
-    def report(self, path: str | os.PathLike[str]) -> Path:
-        """Write one HTML page that is read in a minute.
-
-        Raises:
-            InterpError: the file cannot be written, or its name does not end in .html.
-        """
-        from interp.reward.page import write_spurious
-
-        return write_spurious(self, path)
+    def notes(self) -> list[str]:
+        """What a prefix that says nothing does by itself."""
+        return [self.neutral] if self.neutral else []
 
 
 def spurious(
-    model: Given,
+    model: RewardLike,
     texts: Sequence[str],
     *,
     features: Sequence[Feature] = FEATURES,
@@ -137,11 +131,11 @@ def spurious(
       a sign-flip test. Null: a change is as likely to be up as down. This is cause, of this very edit. Edits of
       feature "none" should do nothing; what they do is how much any edit does. Any words before a text move a score,
       so a prefix (a name, flattery, "I think that") is measured from the neutral prefix ("They say that"), text by
-      text: score of the one less score of the other. It is held on to where it moves the score beyond the neutral
+      text: score of the one less score of the other. The score goes by it where it moves the score beyond the neutral
       prefix and, the same way, from the text as it is (`effect_from_text`).
 
-    Within each way p is corrected by Holm's method. `interp.reward.holding` has the level and the least size that are
-    called held on to.
+    Within each way p is corrected by Holm's method. `LEVEL` and `SIZE` of this module are the level and the least size
+    from which on the score is said to go by a feature.
 
     Args:
         model: a reward model, of whose own label the score is taken; a folder or id where it has one label.
@@ -156,7 +150,7 @@ def spurious(
         MeasureError: there are too few texts for the features, or all have the same score.
         InterpError: a score is not finite.
     """
-    model = given_reward(model)
+    model = as_reward(model)
     read = read_texts(model, texts)
     least = max(MIN_PROMPTS, 2 * len(features) + 2)
     if len(read) < least:
@@ -165,12 +159,12 @@ def spurious(
     spread = float(score.std(ddof=1))
     if spread == 0:
         raise MeasureError("every text has the same score, so it goes with nothing; give texts that differ")
-    counted = measure(read.texts, features)
+    counted = measure_features(read.texts, features)
     fitted = _regression(counted, score / spread)
     change = _changes(model, read.texts, score, edits, batch_size) / spread
     beyond, against = _beyond(change, edits)
     paired = [bootstrap_mean(each, seed=seed) for each in beyond.T]
-    flips = [_sign_flip(each, seed) for each in beyond.T]
+    flips = [sign_flip_p(each, seed=seed) for each in beyond.T]
     alone = [spearman(each, score) for each in counted.T]
     mean, low, high = (np.array(each) for each in zip(*paired, strict=True))
     unit = "standard deviations of the score"
@@ -272,28 +266,3 @@ def _means(values: np.ndarray) -> np.ndarray:
     """Mean of each column over what is not NaN; NaN where all of it is."""
     count = np.isfinite(values).sum(0)
     return np.where(count > 0, np.nansum(values, axis=0) / np.maximum(count, 1), np.nan)
-
-
-_FLIPS = 9999
-
-
-def _sign_flip(values: np.ndarray, seed: int) -> float:
-    """The p of a mean when each value is as likely to have the other sign; NaN under `MIN_PROMPTS` values."""
-    real = values[np.isfinite(values)]
-    if len(real) < MIN_PROMPTS:
-        return float("nan")
-    rng, own, beyond = np.random.default_rng(seed), abs(real.sum()), 1
-    for start in range(0, _FLIPS, 500):
-        signs = rng.integers(0, 2, (min(500, _FLIPS - start), len(real))) * 2 - 1
-        beyond += int((np.abs(signs @ real) >= own * (1 - 1e-12)).sum())
-    return beyond / (1 + _FLIPS)
-
-
-def holm(p: np.ndarray) -> np.ndarray:
-    """Holm's (1979) correction: p of k tests, largest first multiplied by 1, the smallest by k; NaN is no test."""
-    out = np.full(len(p), np.nan)
-    real = np.flatnonzero(np.isfinite(p))
-    order = real[np.argsort(p[real], kind="stable")]
-    scaled = p[order] * np.arange(len(order), 0, -1)
-    out[order] = np.minimum(np.maximum.accumulate(scaled), 1)
-    return out

@@ -2,63 +2,112 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
 import scipy.sparse
 import scipy.stats
 import torch
+import xarray as xr
 
 from interp.errors import MeasureError
+from interp.measures.arrays import dataset, strings, variable
 from interp.models import RewardModel
 from interp.models.source import source_name
 from interp.prompts import make_batch, token_text
-from interp.reward.forward import at_rest, embeddings, gradients, tokens_a_pass
-from interp.reward.given import Given, given_reward
-from interp.reward.integrate import batches
-from interp.reward.shown import counterexamples_text
-from interp.reward.texts import Texts, read_texts
+from interp.result import Result
+from interp.reward.forward import at_rest, batches, embeddings, gradients, tokens_a_pass
+from interp.reward.texts import RewardLike, Texts, as_reward, read_texts
+
+_TABLES = {
+    "at_odds": ("text", "labelled", "score", "rank", "odds"),
+    "pairs": ("high", "low", "high_score", "low_score", "difference", "overlap"),
+    "swaps": ("text", "step", "removed", "put", "start", "score", "gain", "swapped"),
+}
+"""Columns of each table; in the dataset the column COLUMN of the table TABLE is the array TABLE_COLUMN."""
+
+_TEXTS = ("text", "high", "low", "removed", "put", "swapped")  # columns of texts and tokens
 
 
-@dataclass(frozen=True)
-class Counterexamples:
-    """A reward model's most counter-intuitive results.
+@dataclass(frozen=True, eq=False, repr=False)
+class Counterexamples(Result):
+    """A reward model's most counter-intuitive results, by three tables: `at_odds`, `pairs` and `swaps`.
 
-    Attributes:
-        at_odds: texts whose score is most at odds with their label: `text`, `labelled`, `score`, `rank` (the share of
-            texts that score lower) and `odds` (how far the rank is from the label's end, 0 to 1), largest first.
-        pairs: texts that share most of their tokens and whose scores lie on two sides of the threshold: `high`, `low`,
-            `high_score`, `low_score`, `difference`, `overlap` (Jaccard), largest difference first.
-        swaps: greedy swaps of one token for another: `text` (the first), `step`, `removed`, `put`, `start`, `score`,
-            `gain`, `swapped` (the text after the swap).
-        about: model, label, units, threshold, number of texts.
+    In the dataset the column `score` of `at_odds` is the array `at_odds_score`, and so on; model, label, units,
+    threshold and number of texts are attributes.
     """
 
-    at_odds: pd.DataFrame
-    pairs: pd.DataFrame
-    swaps: pd.DataFrame
-    about: dict[str, str | float | int]
+    kind: ClassVar[str] = "counterexamples"
+    title: ClassVar[str] = "Counterexamples of a reward"
 
-    def __repr__(self) -> str:
-        return counterexamples_text(self)
+    @property
+    def at_odds(self) -> pd.DataFrame:
+        """Texts whose score is most at odds with their label, largest first.
 
-    def report(self, path: str | os.PathLike[str]) -> Path:
-        """Write them as one HTML page.
-
-        Raises:
-            InterpError: the file cannot be written, or its name does not end in .html.
+        Columns: `text`, `labelled`, `score`, `rank` (the share of texts that score lower) and `odds` (how far the rank
+        is from the label's end, 0 to 1).
         """
-        from interp.reward.page import write_counterexamples
+        return self._table("at_odds")
 
-        return write_counterexamples(self, path)
+    @property
+    def pairs(self) -> pd.DataFrame:
+        """Texts that share most of their tokens and whose scores lie on two sides of the threshold.
+
+        Columns: `high`, `low`, `high_score`, `low_score`, `difference` (largest first), `overlap` (Jaccard).
+        """
+        return self._table("pairs")
+
+    @property
+    def swaps(self) -> pd.DataFrame:
+        """Greedy swaps of one token for another.
+
+        Columns: `text` (the first), `step`, `removed`, `put`, `start`, `score`, `gain`, `swapped` (the text after it).
+        """
+        return self._table("swaps")
+
+    def _table(self, name: str) -> pd.DataFrame:
+        table = pd.DataFrame({column: self.dataset[f"{name}_{column}"].values for column in _TABLES[name]})
+        return table.astype({column: object for column in _TABLES[name] if column in _TEXTS})
+
+    def headline(self) -> str:
+        """The model, and how many of each kind there are."""
+        attrs = self.dataset.attrs
+        return (
+            f"{attrs['model']}, {attrs['label']}: {attrs['texts']} labelled texts, scores in {attrs['units']};"
+            f" {len(self.at_odds)} at odds with their label, {len(self.pairs)} near pairs on two sides of"
+            f" {attrs['threshold']:g}, {len(self.swaps)} swaps of a token."
+        )
+
+    def notes(self) -> list[str]:
+        """Where each kind has all its columns."""
+        return ["all columns: .at_odds, .pairs, .swaps"]
+
+    def summary(self) -> pd.DataFrame:
+        """One row a counterexample, of each kind in turn the largest.
+
+        Columns: `kind`; `text`, its `score`, and what it is laid beside: of a pair the text that scores low, of a swap
+        the token and the one in its place, else whether the text has the label; `other_score`, of the pair's other text
+        or before the swap.
+        """
+        words = {True: "has the label", False: "lacks the label"}
+        kinds = [
+            [("at odds", row.text, row.score, words[bool(row.labelled)], np.nan) for row in self.at_odds.itertuples()],
+            [("near pair", row.high, row.high_score, row.low, row.low_score) for row in self.pairs.itertuples()],
+            [
+                ("swap", row.swapped, row.score, f"{row.removed} \N{RIGHTWARDS ARROW} {row.put}", row.start)
+                for row in self.swaps.itertuples()
+            ],
+        ]
+        rows = [row for turn in itertools.zip_longest(*kinds) for row in turn if row is not None]
+        return pd.DataFrame(rows, columns=["kind", "text", "score", "beside", "other_score"])
 
 
 def counterexamples(
-    model: Given,
+    model: RewardLike,
     texts: Sequence[str],
     labels: Sequence[bool | int],
     *,
@@ -93,12 +142,12 @@ def counterexamples(
         MeasureError: texts and labels are not of one number, a label is neither true nor false, or all are the same.
         InterpError: a score is not finite.
     """
-    model = given_reward(model)
-    given = _truth(labels)
+    model = as_reward(model)
+    truth = _truth(labels)
     read = read_texts(model, texts)
-    if given.shape != (len(read),):
-        raise MeasureError(f"there are {len(read)} texts and {given.size} labels; give one label a text")
-    if given.all() or not given.any():
+    if truth.shape != (len(read),):
+        raise MeasureError(f"there are {len(read)} texts and {truth.size} labels; give one label a text")
+    if truth.all() or not truth.any():
         raise MeasureError("every text has the same label; give texts with and without it")
     if threshold is None:
         threshold = {"logit": 0.0, "sigmoid": 0.5, "softmax": 1 / len(model.labels)}[model.squash]
@@ -106,16 +155,30 @@ def counterexamples(
     lowest = np.argsort(score, kind="stable")[:swapped_texts]
     with at_rest(model):
         steps = [step for row in lowest for step in _greedy(model, read.texts[row], float(score[row]), swaps)]
+    tables = {
+        "at_odds": _at_odds(read, truth, score, count),
+        "pairs": _pairs(read, score, count, overlap, threshold),
+        "swaps": pd.DataFrame(steps, columns=list(_TABLES["swaps"])),
+    }
     return Counterexamples(
-        _at_odds(read, given, score, count),
-        _pairs(read, score, count, overlap, threshold),
-        pd.DataFrame(steps, columns=["text", "step", "removed", "put", "start", "score", "gain", "swapped"]),
-        {
-            "model": source_name(dict(model.description)), "label": model.label,
-            "units": "logits" if model.squash == "logit" else "probability", "threshold": threshold,
-            "texts": len(read),
-        },
+        _as_dataset(tables).assign_attrs(
+            model=source_name(dict(model.description)), label=model.label, units=model.units,
+            threshold=float(threshold), texts=len(read),
+        )
     )  # fmt: skip
+
+
+def _as_dataset(tables: Mapping[str, pd.DataFrame]) -> xr.Dataset:
+    arrays = {}
+    for name, table in tables.items():
+        for column in table:
+            values = table[column].to_numpy()
+            if column in _TEXTS:
+                values = strings(values)
+            elif not len(values):
+                values = values.astype(np.int64 if column == "step" else np.float64)
+            arrays[f"{name}_{column}"] = variable(name, values, f"{column.replace('_', ' ')} of {name}")
+    return dataset(arrays)
 
 
 def _truth(labels: Sequence[bool | int]) -> np.ndarray:

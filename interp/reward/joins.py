@@ -1,8 +1,10 @@
-"""Reward and policy joined inside a comparison, out of what it sampled: no further pass of the policies is needed."""
+"""Reward and policy joined inside a comparison: made of what it sampled or of checkpoints, and read back."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -11,11 +13,70 @@ import xarray as xr
 from interp.errors import MeasureError
 from interp.measures.arrays import MODELS, variable
 from interp.models import RewardModel
+from interp.pair import CheckpointPair
 from interp.prompts import response_ends
-from interp.reward.attributing import attribute
-from interp.reward.flat import restored
-from interp.reward.implicit import FEWEST, ImplicitReward, calibrate
-from interp.reward.tokens import TokenJoin, join_spans, spans_of
+from interp.reward.attribution import attribute
+from interp.reward.implicit_reward import FEWEST, ImplicitReward, calibrate
+from interp.reward.over_optimisation import OverOptimisation
+from interp.reward.probes import Probes, probes
+from interp.reward.token_join import TokenJoin, join_spans, spans_of
+
+PREFIX = {
+    "implicit_reward": "implicit_",
+    "token_join": "join_",
+    "over_optimisation": "over_",
+    "probes": "probes_",
+}
+"""How a join's arrays begin."""
+
+_SHARED = {
+    "implicit_reward": frozenset({"prompt", "source", "draw", "step", "permutation"}),
+    "token_join": frozenset({"prompt", "permutation"}),
+    "over_optimisation": frozenset({"prompt"}),
+    "probes": frozenset[str](),
+}
+"""Dims that mean the same in the join and in the comparison; others get the prefix too."""
+
+RECORD = "joins"
+"""Attribute of a comparison that keeps what its joins say of themselves, as JSON by measure."""
+
+
+def records(data: xr.Dataset) -> Mapping[str, Any]:
+    """What the joins of a comparison say of themselves, by measure."""
+    return dict(json.loads(data.attrs.get(RECORD, "{}")))
+
+
+def flattened(data: xr.Dataset, measure: str, *, drop: frozenset[str] = frozenset()) -> xr.Dataset:
+    """A join's arrays, named so that they can stand beside the comparison's.
+
+    Args:
+        data: the join's own dataset.
+        measure: its name.
+        drop: variables that the comparison has already.
+    """
+    own = data.drop_vars([name for name in (*drop, "group") if name in data.variables])
+    names = [*map(str, own.data_vars), *(str(dim) for dim in own.dims if dim not in _SHARED[measure])]
+    return own.rename({name: f"{PREFIX[measure]}{name}" for name in names})
+
+
+def restored(data: xr.Dataset, measure: str) -> xr.Dataset:
+    """A join's own dataset, out of the comparison's.
+
+    Raises:
+        MeasureError: the comparison has none; the message says why.
+    """
+    record, prefix = records(data), PREFIX[measure]
+    if measure not in record:
+        why = [each for each in str(data.attrs.get("remarks", "")).split("\n") if each.startswith(measure)]
+        words = measure.replace("_", " ")
+        raise MeasureError(why[0] if why else f"this comparison holds no {words}; compare with reward=")
+    own = data[[str(name) for name in data.data_vars if str(name).startswith(prefix)]]
+    own = own.drop_vars([name for name in own.coords if name not in (*own.dims, "group")])
+    names = [str(name) for name in (*own.data_vars, *own.dims) if str(name).startswith(prefix)]
+    own = own.rename({name: name.removeprefix(prefix) for name in names})
+    own.attrs = dict(record[measure])
+    return own
+
 
 DRAWS = FEWEST // 2
 """Responses of each model to each prompt, where the implicit reward is asked for."""
@@ -76,7 +137,9 @@ def implicit_arrays(data: xr.Dataset, optimised: Transform, seed: int) -> xr.Dat
     """The implicit reward of a comparison's samples (see `interp.reward.calibrate`)."""
     sampled = _sampled(data)
     if 2 * sampled.sizes["draw"] < FEWEST:
-        raise MeasureError(f"it needs {FEWEST} responses to each prompt, half from each model; pass draws={DRAWS}")
+        raise MeasureError(
+            f"it needs {FEWEST} responses to each prompt, half from each model; pass sampling=interp.Sampling({DRAWS})"
+        )
     ratios, real = _token_log_ratio(sampled), sampled["response_id"] >= 0
     if bool((real & ~np.isfinite(ratios)).any()):
         raise MeasureError("a response holds a token that only one of the models has")
@@ -91,7 +154,7 @@ def implicit_arrays(data: xr.Dataset, optimised: Transform, seed: int) -> xr.Dat
         "length": variable(dims, real.sum("step").values.astype(float), "response tokens, end included", "tokens"),
     }
     given = sampled[["completion"]].assign(arrays).assign_coords(group=("prompt", data["group"].values))
-    found = calibrate(given, permutations=PERMUTATIONS, seed=seed).dataset
+    found = calibrate(given, draws=PERMUTATIONS, seed=seed).dataset
     beta = getattr(optimised, "beta", None)
     words = str(data["completion_reward"].attrs.get("long_name", "reward"))
     return found.assign_attrs(
@@ -118,7 +181,7 @@ def token_arrays(data: xr.Dataset, reward: RewardModel, tokenizer: Any, seed: in
     ]
     starts = [len(head) for head in heads]
     groups = np.asarray(data["group"].values)
-    result = join_spans(texts, attributed, moved, starts=starts, groups=groups, permutations=PERMUTATIONS, seed=seed)
+    result = join_spans(texts, attributed, moved, starts=starts, groups=groups, draws=PERMUTATIONS, seed=seed)
     left_out = len(texts) - len(usable)
     remark = (
         f"{left_out} of {len(texts)} responses are empty or too long for the reward model, and not in the token join."
@@ -136,3 +199,56 @@ def _moved(row: xr.Dataset, tokenizer: Any, start: int, text: str) -> Iterator[t
         if end is not None and start + end > begin:  # else a character goes on in the next token
             yield begin, start + end, float(pending[0]), float(pending[1])
             begin, pending = start + end, np.zeros(2)
+
+
+MOST_TEXTS = 256
+"""Responses that are probed, of which half have a reward above the median."""
+
+
+def probe_arrays(data: xr.Dataset, pair: CheckpointPair, reward: RewardModel, seed: int) -> xr.Dataset:
+    """Probes for a high reward, on what both models said.
+
+    Raises:
+        MeasureError: as `probes`.
+    """
+    own = data[["completion", "completion_reward"]].sel(source=["base", "tuned"]).transpose("draw", "source", "prompt")
+    heads = np.broadcast_to(data["completion_prompt"].values, own["completion"].shape)
+    groups = np.broadcast_to(data["group"].values, own["completion"].shape)
+    found = (
+        (f"{head}{said}", float(score), str(group))
+        for head, said, score, group in zip(
+            heads.ravel(), own["completion"].values.ravel(), own["completion_reward"].values.ravel(), groups.ravel(),
+            strict=True,
+        )
+        if str(said).strip() and not reward.too_long([f"{head}{said}"])
+    )  # fmt: skip
+    rows = list(islice(found, MOST_TEXTS))
+    if not rows:
+        raise MeasureError("no response has text that can be probed")
+    texts, scores, owners = zip(*rows, strict=True)
+    high = (np.array(scores) > np.median(scores)).astype(int).tolist()
+    return probes(pair, list(texts), high, groups=list(owners), seed=seed).dataset
+
+
+def over_optimisation_of(data: xr.Dataset) -> OverOptimisation:
+    """The over-optimisation that a comparison holds.
+
+    Args:
+        data: the comparison's dataset.
+
+    Raises:
+        MeasureError: it holds none.
+    """
+    return OverOptimisation(restored(data, "over_optimisation"))
+
+
+def probes_of(data: xr.Dataset) -> Probes:
+    """The probes that a comparison holds.
+
+    Args:
+        data: the comparison's dataset.
+
+    Raises:
+        MeasureError: it holds none.
+    """
+    return Probes(restored(data, "probes"))

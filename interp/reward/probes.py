@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 from jaxtyping import Float
 
-from interp.columns import frame_text
-from interp.errors import MeasureError, MissingExtra, PromptError
+from interp.errors import MeasureError, MissingExtra, PromptError, renamed
 from interp.measures.arrays import dataset, variable
 from interp.pair import CheckpointPair
-from interp.reward.courses import Course, Place, courses_of, loaded
-from interp.reward.states import Pooling, activations
-from interp.reward.texts import check_texts
+from interp.progress import Progress, no_progress
+from interp.result import Result
+from interp.reward.checkpoints import Place, Training, load_model, trainings_of
+from interp.reward.texts import Pooling, activations, check_texts
 from interp.stats import bootstrap_mean, null_range, rank_p, selection_halves
 
 CAVEAT = (
@@ -26,11 +27,12 @@ CAVEAT = (
 )
 
 _NAN = float("nan")
+
 _ENDS = ("", "_lower", "_upper")
 
 
-@dataclass(frozen=True, repr=False)
-class Probes:
+@dataclass(frozen=True, eq=False, repr=False)
+class Probes(Result):
     """What linear probes read at each layer of each checkpoint (see `probes`).
 
     Attributes:
@@ -39,26 +41,30 @@ class Probes:
             `step` counts checkpoints from 0; NaN where a model has fewer checkpoints or layers than another.
     """
 
-    dataset: xr.Dataset
+    kind: ClassVar[str] = "probes"
+    title: ClassVar[str] = "Probes"
 
     def summary(self) -> pd.DataFrame:
         """The findings, one a row; what they can and cannot say is in `attrs["caveat"]` of the frame."""
         return _summary(self.dataset)
 
-    def __repr__(self) -> str:
-        data = self.dataset
-        about = (
-            f"probes: {data.attrs['texts']} texts, {data.attrs['folds']} folds; null: the best layer's probe on"
-            f" {data.attrs['permutations']} shuffles of the labels"
+    def headline(self) -> str:
+        """How many texts and folds, and what the null is."""
+        attrs = self.dataset.attrs
+        return (
+            f"{attrs['texts']} texts, {attrs['folds']} folds; null: the best layer's probe on {attrs['permutations']}"
+            " shuffles of the labels."
         )
-        frame = self.summary().drop(columns=["reading", "n"])
-        then = ".dataset has every layer and checkpoint; interp.plot.join.probes(it) draws them"
-        notes = [each for each in str(data.attrs.get("notes", "")).split("\n") if each]
-        return "\n".join([about, frame_text(frame), *notes, data.attrs["caveat"], then])
+
+    def notes(self) -> list[str]:
+        """What was not there to be read, and what a probe cannot say."""
+        attrs = self.dataset.attrs
+        return [*(line for line in str(attrs.get("notes", "")).split("\n") if line), attrs["caveat"]]
 
 
+@renamed(permutations="pass draws=...")
 def probes(
-    models: CheckpointPair | Place | Mapping[str, Course],
+    models: CheckpointPair | Place | Mapping[str, Training],
     texts: Sequence[str],
     labels: Sequence[int],
     *,
@@ -66,9 +72,10 @@ def probes(
     pooling: Pooling = "mean",
     folds: int = 5,
     strength: float = 0.1,
-    permutations: int = 19,
+    draws: int = 19,
     seed: int = 0,
     batch_size: int = 32,
+    progress: Progress | None = None,
 ) -> Probes:
     """Train a linear probe for a concept at every layer of every checkpoint of every model.
 
@@ -84,7 +91,7 @@ def probes(
     random layers hold much of a text, hence the gain over the same layer at step 0); or that one model taught the
     other, as the shares of two trainings are two clocks.
 
-    The cost is one forward pass of the texts through each checkpoint, and layers x folds x (checkpoints + permutations)
+    The cost is one forward pass of the texts through each checkpoint, and layers x folds x (checkpoints + draws)
     small fits, which are nearly all of it. The null is that of the last checkpoint, which is what is judged. The p is
     that of the last checkpoint's best layer among the best layers on shuffled labels, so that the choice is paid for;
     19 is the fewest with which it can reach 0.05.
@@ -92,7 +99,7 @@ def probes(
     Args:
         models: a pair that kept checkpoints, or its folder: its policy and, where that kept checkpoints too, its reward
             model. Or by name such a pair, the folder of a reward model with checkpoints, or the model at each optimiser
-            step. The first step is what the others are compared with, as a rule 0. Folders and functions are loaded
+            step. The first step is what the others are compared with, as a rule 0. Folders and functions are load_model
             one at a time.
         texts: texts with and without the concept.
         labels: 1 or 0 for each.
@@ -101,9 +108,10 @@ def probes(
             output is read (the last of a causal model).
         folds: parts of the cross-validation.
         strength: inverse strength of the probes' L2 penalty (scikit-learn's C).
-        permutations: shuffled labels at each layer of the last checkpoint; a p needs 19, 0 takes no null.
+        draws: shuffles of the labels at each layer of the last checkpoint; a p needs 19, 0 takes no null.
         seed: seed of folds, shuffles and intervals.
         batch_size: texts a forward pass.
+        progress: told of the "checkpoints" that are probed.
 
     Returns:
         Layer 0 is what enters the first block, layer k what leaves the k-th; of an encoder-decoder, the encoder's.
@@ -118,16 +126,19 @@ def probes(
     target, index = _checked(said, labels, groups, folds)
     if pooling not in ("mean", "read"):
         raise MeasureError(f'pooling is "mean" or "read", not {pooling!r}')
-    if permutations < 0 or not strength > 0:
-        raise MeasureError(f"permutations must be 0 or more and strength above 0, not {permutations} and {strength}")
-    courses, notes = courses_of(models)
+    if draws < 0 or not strength > 0:
+        raise MeasureError(f"draws must be 0 or more and strength above 0, not {draws} and {strength}")
+    courses, notes = trainings_of(models)
     splits = _splits(target, index, folds, seed)
-    shuffled = _shuffles(target, index, permutations, seed)
+    shuffled = _shuffles(target, index, draws, seed)
     found: dict[str, list[_Cell]] = {}
+    told, done, total = progress or no_progress, 0, sum(map(len, courses.values()))
     for name, steps in courses.items():
         found[name] = []
         for step in sorted(steps):
-            states = activations(loaded(steps[step]), said, pooling=pooling, batch_size=batch_size)
+            told("checkpoints", done, total)
+            done += 1
+            states = activations(load_model(steps[step]), said, pooling=pooling, batch_size=batch_size)
             if found[name] and len(states) != len(found[name][0].accuracy):
                 raise MeasureError(
                     f"{name} has {len(states) - 1} layers at step {step} and {len(found[name][0].accuracy) - 1} before;"
@@ -135,13 +146,14 @@ def probes(
                 )
             last = step == max(steps)  # what is judged; elsewhere a null would cost as much and say no more
             found[name].append(_probed(states, target, splits, shuffled if last else (), strength))
+    told("checkpoints", total, total)
     trained = {name: sorted(steps) for name, steps in courses.items()}
     data = _collected(found, trained, target, index, seed)
     data.attrs.update(
         pooling=pooling,
         folds=folds,
         strength=strength,
-        permutations=permutations,
+        permutations=draws,
         seed=seed,
         caveat=CAVEAT,
         notes="\n".join(notes),
@@ -365,7 +377,9 @@ def _summary(data: xr.Dataset) -> pd.DataFrame:
         first = int(own["trained"].values[0])
 
         def bounds(key: str, of: xr.Dataset) -> dict[str, float]:
-            return dict(zip(("estimate", "lower", "upper"), (float(of[f"{key}{e}"]) for e in _ENDS), strict=True))
+            return dict(
+                zip(("estimate", "estimate_low", "estimate_high"), (float(of[f"{key}{e}"]) for e in _ENDS), strict=True)
+            )
 
         none = {"null_low": _NAN, "null_high": _NAN, "p": _NAN}
         rows += [
@@ -385,6 +399,6 @@ def _summary(data: xr.Dataset) -> pd.DataFrame:
                 "units": "share",
             },
         ]
-    frame = pd.DataFrame([{"reading": "probes", **row, "n": int(data.attrs["texts"])} for row in rows])
+    frame = pd.DataFrame([{**row, "n": int(data.attrs["texts"])} for row in rows])
     frame.attrs["caveat"] = CAVEAT
     return frame

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -14,15 +15,15 @@ from interp.hooks import Site
 from interp.measures.arrays import dataset, strings, variable
 from interp.models import RewardModel
 from interp.models.source import source_name
-from interp.reward.attribution import spearman
-from interp.reward.given import Given, given_reward
-from interp.reward.shown import lens_text
-from interp.reward.texts import check_finite, chosen_labels, read_texts
+from interp.result import Result
+from interp.reward.attribution import about_texts
+from interp.reward.fixed_effects import spearman
+from interp.reward.texts import RewardLike, as_reward, check_finite, chosen_labels, read_texts
 from interp.stats import bootstrap_mean
 
 
-@dataclass(frozen=True)
-class Lens:
+@dataclass(frozen=True, eq=False, repr=False)
+class Lens(Result):
     """A reward model's score by layer.
 
     Attributes:
@@ -31,27 +32,72 @@ class Lens:
             [prompt, site] and `deciding_site_of_top` [prompt].
     """
 
-    dataset: xr.Dataset
+    kind: ClassVar[str] = "reward_lens"
+    title: ClassVar[str] = "Reward lens"
 
-    def __getitem__(self, name: str) -> xr.DataArray:
-        return self.dataset[name]
+    def headline(self) -> str:
+        """The model, how many texts and labels, and the threshold."""
+        data = self.dataset
+        counted = about_texts(data.sizes["prompt"], list(map(str, data["label"].values)))
+        return (
+            f"{data.attrs['model']}: the score read off every layer, {counted}, threshold"
+            f" {data.attrs['threshold']:g} {data.attrs['units']}."
+        )
 
-    def __repr__(self) -> str:
-        return lens_text(self)
+    def notes(self) -> list[str]:
+        """What a reader may stumble over."""
+        data = self.dataset
+        scores, ranks, notes = data["lens_score"].values, data["lens_rank_correlation"].values, []
+        count, labels = len(scores), scores.shape[2]
+        if labels == 1 and np.isnan(ranks).any():
+            why = "fewer than three texts" if count < 3 else "the score read there is the same for every text"
+            notes.append(f"no rank correlation: {why}")
+        above = scores[:, -1] > data.attrs["threshold"]
+        sided = int((above.all(0) | ~above.any(0)).sum())
+        if sided and count > 1:
+            which = f"every text ends {'above' if above.all() else 'below'} the threshold"
+            several = f"for {sided} of {labels} labels every text ends on one side of the threshold"
+            notes.append(
+                f"{which if labels == 1 else several}: to be decided is then only to stay on that side; a threshold="
+                " amid the scores, as their median, parts the texts"
+            )
+        return notes
 
     def summary(self) -> pd.DataFrame:
-        """One row a label: in what share of texts each layer decides, and how often the mind is changed."""
+        """One row a label and layer, layer by layer.
+
+        Columns: `label`, `site`, `score` (mean over texts), `rank_correlation` (with the final score, over texts),
+        `decided` (share of texts that this layer decides) and `n` (texts).
+        """
         data, rows = self.dataset, []
+        mean = data["lens_score"].mean("prompt")
+        for label in data["label"].values:
+            decided = data["deciding_site"].sel(label=label).values
+            for site in data["site"].values:
+                cell = {"label": str(label), "site": str(site), "score": float(mean.sel(label=label, site=site))}
+                cell["rank_correlation"] = float(data["lens_rank_correlation"].sel(label=label, site=site))
+                rows.append({**cell, "decided": float((decided == site).mean()), "n": len(decided)})
+        return pd.DataFrame(rows)
+
+    def changes(self) -> pd.DataFrame:
+        """How often from one layer to the next the score crosses the threshold: a row a label.
+
+        Columns: `label`, `n` (texts), `changes` (mean over texts) with `changes_low` and `changes_high` (95 %), and
+        `decided_at`, the layer that decides most texts.
+        """
+        data, rows = self.dataset, []
+        sites = list(map(str, data["site"].values))
         for label in data["label"].values:
             decided = data["deciding_site"].sel(label=label).values
             mean, low, high = bootstrap_mean(data["changes"].sel(label=label).values.astype(float))
-            shares = {f"decided at {site}": float((decided == site).mean()) for site in data["site"].values}
-            rows.append({"label": label, "n": len(decided), "changes": mean, "lower": low, "upper": high, **shares})
+            counts = [int((decided == site).sum()) for site in sites]
+            row = {"label": str(label), "n": len(decided), "changes": mean, "changes_low": low, "changes_high": high}
+            rows.append({**row, "decided_at": sites[int(np.argmax(counts))]})
         return pd.DataFrame(rows)
 
 
 def lens(
-    model: Given,
+    model: RewardLike,
     texts: Sequence[str],
     *,
     labels: Sequence[str] | str | None = None,
@@ -77,7 +123,7 @@ def lens(
         MeasureError: an unknown label.
         InterpError: a score is not finite.
     """
-    model = given_reward(model, labels)
+    model = as_reward(model, labels)
     named = chosen_labels(model, labels)
     read = read_texts(model, texts)
     columns = [model.labels.index(label) for label in named]

@@ -4,32 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
-from interp.columns import frame_text
-from interp.errors import MeasureError, PromptError
+from interp.errors import MeasureError, PromptError, renamed
 from interp.measures.arrays import dataset, strings, variable
-from interp.models import Policy, Source
+from interp.models import Policy, Source, as_policy
 from interp.prompts import TokenizedPrompts, check_same_vocabulary, encode
-from interp.reward.findings import READINGS, token_findings
+from interp.result import Result, number
+from interp.reward.fixed_effects import centred, permutations_within, unit_ranks
 from interp.reward.responses import Responses, response_log_probs
 from interp.reward.texts import check_texts
-from interp.reward.within import centred, permutations_within, unit_ranks
-from interp.stats import bootstrap_mean
+from interp.stats import bootstrap_mean, permutation_p
 
 Span = tuple[int, int]
+
 Valued = Sequence[tuple[int, int, float]]
 """Characters [start, end) of a text, and what is attributed to them."""
 
 _NAN = float("nan")
 
 
-@dataclass(frozen=True, repr=False)
-class TokenJoin:
+@dataclass(frozen=True, eq=False, repr=False)
+class TokenJoin(Result):
     """Reward attribution and log-ratio on the same characters (see `token_join`).
 
     Attributes:
@@ -38,26 +38,31 @@ class TokenJoin:
             the pooled one, and their nulls by permutation.
     """
 
-    dataset: xr.Dataset
+    kind: ClassVar[str] = "token_join"
+    title: ClassVar[str] = "Token join"
 
     def summary(self) -> pd.DataFrame:
         """The findings, one a row, with their intervals and what permuted attributions give."""
         return token_findings(self.dataset)
 
-    def __repr__(self) -> str:
-        data = self.dataset
-        about = (
-            f"token join: {data.sizes['prompt']} texts; null: {data.attrs['permutations']} permutations of the"
-            " attributions within texts"
+    def headline(self) -> str:
+        """How many texts, and the rank correlation within them."""
+        value = float(self.dataset["signed_spearman_mean"])
+        return (
+            f"{self.dataset.sizes['prompt']} texts: a token's reward attribution and its log-ratio have the rank"
+            f" correlation {number(value)}, mean within texts."
         )
-        frame = self.summary().drop(columns=["reading", "units", "n"])
-        then = (
-            ".dataset has every span; interp.plot.join.token_join(it) draws them,"
-            ' interp.report.join.write_tokens(it, "tokens.html") colours the texts'
-        )
-        return "\n".join([about, frame_text(frame), then])
+
+    def notes(self) -> list[str]:
+        """What the null is, and where the coloured texts are."""
+        permutations = self.dataset.attrs["permutations"]
+        return [
+            f"null: {permutations} permutations of the attributions within texts",
+            '.report("tokens.html") colours the texts',
+        ]
 
 
+@renamed(permutations="pass draws=...")
 def token_join(
     base: Source | Policy,
     tuned: Source | Policy,
@@ -67,7 +72,7 @@ def token_join(
     label: str | None = None,
     starts: Sequence[int] | None = None,
     groups: Sequence[str] | None = None,
-    permutations: int = 999,
+    draws: int = 999,
     seed: int = 0,
     batch_size: int = 16,
 ) -> TokenJoin:
@@ -93,7 +98,7 @@ def token_join(
         label: which label's attribution, where the dataset has several.
         starts: character at which each response begins; spans before it are left out. None: none is.
         groups: texts of one group are resampled together. None: each is its own.
-        permutations: draws of the null.
+        draws: permutations of the null.
         seed: seed of intervals and null.
         batch_size: texts a forward pass.
 
@@ -103,7 +108,7 @@ def token_join(
         TokenizerMismatch: the models do not share one vocabulary.
     """
     said = check_texts(texts)
-    first, second = Policy.load(base), Policy.load(tuned)
+    first, second = as_policy(base), as_policy(tuned)
     check_same_vocabulary(first.tokenizer, second.tokenizer)
     spans = spans_of(attribution, label=label)
     for name, given in (("attributions", spans), ("starts", starts), ("groups", groups)):
@@ -113,7 +118,7 @@ def token_join(
     moved = _policy_spans(first, second, said, batch_size)
     names = list(groups) if groups is not None else [str(index) for index in range(len(said))]
     owners = np.unique(np.asarray(names), return_inverse=True)[1]
-    return join_spans(said, spans, moved, starts=starts, groups=owners, permutations=permutations, seed=seed)
+    return join_spans(said, spans, moved, starts=starts, groups=owners, draws=draws, seed=seed)
 
 
 def join_spans(
@@ -123,7 +128,7 @@ def join_spans(
     *,
     starts: Sequence[int] | None = None,
     groups: np.ndarray,
-    permutations: int = 999,
+    draws: int = 999,
     seed: int = 0,
 ) -> TokenJoin:
     """Join attributions and log-ratios that are there already (see `token_join`).
@@ -134,7 +139,7 @@ def join_spans(
         moved: for each text (start, end, log-ratio, base's surprise) of the policies' tokens.
         starts: character at which each response begins.
         groups: group of each text.
-        permutations: draws of the null.
+        draws: permutations of the null.
         seed: seed of intervals and null.
 
     Raises:
@@ -144,7 +149,7 @@ def join_spans(
     for index, text in enumerate(texts):
         begin = starts[index] if starts is not None else 0
         rows.append([row for row in _joined(text, attributed[index], moved[index]) if row[0] >= begin])
-    return correlate(texts, rows, groups, permutations, seed)
+    return correlate(texts, rows, groups, draws, seed)
 
 
 def spans_of(attribution: Any, *, label: str | None = None) -> list[Valued]:
@@ -244,17 +249,17 @@ def common_spans(
     """
     items = []
     for side, spans in enumerate((first, second)):
-        for number, (start, end) in enumerate(spans):
+        for index, (start, end) in enumerate(spans):
             inside = text[start:end]
             low, high = start + len(inside) - len(inside.lstrip()), start + len(inside.rstrip())
             if low < high:
-                items.append((low, high, side, number))
+                items.append((low, high, side, index))
     out: list[tuple[int, int, list[int], list[int]]] = []
-    for low, high, side, number in sorted(items):
+    for low, high, side, index in sorted(items):
         if not out or low >= out[-1][1]:
             out.append((low, high, [], []))
         start, end, *members = out[-1]
-        members[side].append(number)
+        members[side].append(index)
         out[-1] = (start, max(end, high), members[0], members[1])
     return out
 
@@ -263,7 +268,7 @@ def correlate(
     texts: Sequence[str],
     rows: Sequence[Sequence[tuple[int, int, float, float, float]]],
     groups: np.ndarray,
-    permutations: int = 999,
+    draws: int = 999,
     seed: int = 0,
 ) -> TokenJoin:
     """Rank correlations of attributions and log-ratios that are there already (see `token_join`).
@@ -272,28 +277,28 @@ def correlate(
         texts: the texts.
         rows: for each text (start, end, attribution, log-ratio, base's surprise) of its spans.
         groups: group of each text.
-        permutations: draws of the null.
+        draws: permutations of the null.
         seed: seed of intervals and null.
 
     Raises:
         MeasureError: there is no text of three spans or more, or no permutation is asked for.
     """
-    if permutations < 1:
-        raise MeasureError(f"permutations must be at least 1, not {permutations}; 999 give p down to 0.001")
+    if draws < 1:
+        raise MeasureError(f"draws must be at least 1, not {draws}; 999 give p down to 0.001")
     if max(map(len, rows), default=0) < 3:
         raise MeasureError("a rank correlation needs three tokens or more, and no text has them; give longer texts")
     index = np.repeat(np.arange(len(rows)), list(map(len, rows)))
     attributions, ratios, surprises = np.array([row[2:] for each in rows for row in each]).T
     found: dict[str, Any] = {}
     for name, (x, y) in _ranked(attributions, ratios, surprises, index).items():
-        found |= _reading(name, x, y, index, groups, permutations, seed)
+        found |= _reading(name, x, y, index, groups, draws, seed)
     width = max(map(len, rows))
     places = np.full((3, len(rows), width), np.nan)
     bounds, pieces = np.full((2, len(rows), width), -1), np.full((len(rows), width), "", dtype=object)
-    for number, each in enumerate(rows):
+    for place, each in enumerate(rows):
         for column, (start, end, *values) in enumerate(each):
-            bounds[:, number, column], places[:, number, column] = (start, end), values
-            pieces[number, column] = texts[number][start:end]
+            bounds[:, place, column], places[:, place, column] = (start, end), values
+            pieces[place, column] = texts[place][start:end]
     dims = "prompt token"
     found |= {
         "text": variable("prompt", strings(list(texts)), "text"),
@@ -305,7 +310,7 @@ def correlate(
         "surprise": variable(dims, places[2], "-log pi_base", "nats"),
     }
     data = dataset(found, prompt=range(len(rows)), token=range(width))
-    data.attrs.update(permutations=permutations, seed=seed)
+    data.attrs.update(permutations=draws, seed=seed)
     return TokenJoin(data.assign_coords(group=("prompt", groups)))
 
 
@@ -346,9 +351,9 @@ def _reading(
     by_text[: index.max() + 1] = np.bincount(index, weights=within[0] * within[1])
     by_text[np.bincount(index, minlength=len(groups)) < 3] = np.nan
     nulls = np.empty((2, count))
-    for number, order in enumerate(permutations_within(index, count, seed=seed)):
+    for draw, order in enumerate(permutations_within(index, count, seed=seed)):
         each = np.bincount(index, weights=within[0][order] * within[1])
-        nulls[:, number] = _mean(each), float(pooled[0][order] @ pooled[1])
+        nulls[:, draw] = _mean(each), float(pooled[0][order] @ pooled[1])
     mean = bootstrap_mean(by_text, groups, seed=seed)
     said = f"rank correlation of {READINGS[name]}"
     out = {f"{name}_spearman": variable("prompt", by_text, f"{said} within a text")}
@@ -363,3 +368,46 @@ def _reading(
 def _mean(values: Iterable[float]) -> float:
     finite = [value for value in values if np.isfinite(value)]
     return float(np.mean(finite)) if finite else _NAN
+
+
+READINGS = {
+    "signed": "attribution and log-ratio",
+    "size": "|attribution| and |log-ratio|",
+    "size_given_surprise": "|attribution| and |log-ratio|, base's surprise held fixed",
+}
+"""What is correlated, by the beginning of its variables' names."""
+
+_WORDS = {**READINGS, "size_given_surprise": "base's surprise held fixed, |attribution| and |log-ratio|"}
+
+
+def token_findings(data: xr.Dataset) -> pd.DataFrame:
+    """The findings of a token join, one a row, with intervals and what permuted attributions give."""
+    rows = []
+    spans = int(np.isfinite(data["attribution"].values).sum())
+    for name in READINGS:
+        kinds = (
+            (f"{name}_spearman_mean", "spearman", "texts"),
+            (f"{name}_pooled", "pooled", "spans"),
+        )
+        for key, end, over in kinds:
+            drawn = data[f"null_{name}_{end}"].values
+            real = len(drawn) and np.isfinite(drawn).all()
+            ends = np.quantile(drawn, (0.025, 0.975)) if real else (_NAN, _NAN)
+            bounds = [f"{name}_spearman_{each}" for each in ("lower", "upper")] if end == "spearman" else []
+            low, high = [float(data[bound]) for bound in bounds] or (_NAN, _NAN)
+            value = float(data[key])
+            rows.append(
+                {
+                    "finding": f"{_WORDS[name]}: Spearman, {'mean over texts' if bounds else f'{spans} spans'}",
+                    "over": over,
+                    "estimate": value,
+                    "estimate_low": low,
+                    "estimate_high": high,
+                    "null_low": float(ends[0]),
+                    "null_high": float(ends[1]),
+                    "p": permutation_p(value, drawn),
+                    "units": "",
+                    "n": data.sizes["prompt"],
+                }
+            )
+    return pd.DataFrame(rows)

@@ -20,10 +20,17 @@ from torch import Tensor
 
 from interp.models import RewardModel
 from interp.prompts import Batch
-from interp.reward.baselines import at_baseline, own_tokens
-from interp.reward.forward import embeddings, gradients, pull, score_embedded, tokens_a_pass
-from interp.reward.quadrature import Rule, rules
-from interp.reward.refine import Way
+from interp.reward.forward import (
+    at_baseline,
+    batches,
+    embeddings,
+    gradients,
+    own_tokens,
+    pull,
+    scores_of,
+    tokens_a_pass,
+)
+from interp.reward.quadrature import Path, Rule, rules
 from interp.reward.texts import Texts, check_finite
 
 FIRST_POINTS = 5
@@ -99,18 +106,6 @@ class _State:
         self.error[row, labels[better]] = error[better]
         self.points[row, labels] = points
         return error
-
-
-def batches(lengths: Sequence[int], limit: int) -> Iterator[list[int]]:
-    """Jobs in passes of at most `limit` tokens, padding counted; the jobs of one pass are of about one length."""
-    rows: list[int] = []
-    for job in sorted(range(len(lengths)), key=lambda index: lengths[index]):
-        if rows and (len(rows) + 1) * lengths[job] > limit:
-            yield rows
-            rows = []
-        rows.append(job)
-    if rows:
-        yield rows
 
 
 def integrate(
@@ -191,15 +186,6 @@ def _nearly_linear(
         of[rows] = found
     state.open[rows] = False
     return True
-
-
-def scores_of(model: RewardModel, texts: Texts, columns: Sequence[int]) -> np.ndarray:
-    """F at the texts, [text, label]."""
-    found = np.empty((len(texts), len(columns)))
-    for rows in batches([len(ids) for ids in texts.ids], 4 * tokens_a_pass(model)):
-        batch = texts.batch(rows).to(model.device)
-        found[rows] = score_embedded(model, batch, embeddings(model, batch), columns).cpu().numpy()
-    return found
 
 
 def _at_baselines(
@@ -320,7 +306,7 @@ def _refine(
         count = int(state.points[row, label])  # of its last rule; other labels may have gone on
         gradients = np.concatenate([each[:, :, label] for each in state.found[row]])[:count]
         scores = np.concatenate([each[:, label] for each in state.scores[row]])[:count]
-        ways[row, label] = Way(points[:count], gradients, scores)
+        ways[row, label] = Path(points[:count], gradients, scores)
     while ways:
         asked: dict[tuple[int, float], list[int]] = {}
         for (row, label), way in ways.items():

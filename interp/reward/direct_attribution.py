@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
 import torch
-import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
@@ -31,17 +31,17 @@ from interp.hooks import Site, patch
 from interp.measures.arrays import dataset, strings, variable
 from interp.models import RewardModel, RewardTrace
 from interp.models.source import source_name
-from interp.reward.attribution import patching_table, spearman
-from interp.reward.given import Given, given_reward
-from interp.reward.shown import agreement, direct_text
-from interp.reward.texts import Texts, check_finite, chosen_labels, read_texts
+from interp.result import Result
+from interp.reward.attribution import about_texts, agreement, agreement_in_short, patching_table
+from interp.reward.fixed_effects import spearman
+from interp.reward.texts import RewardLike, Texts, as_reward, check_finite, chosen_labels, read_texts
 from interp.stats import bootstrap_mean
 
 _SHORT = {"attn_out": "attn", "mlp_out": "mlp"}
 
 
-@dataclass(frozen=True)
-class DirectAttribution:
+@dataclass(frozen=True, eq=False, repr=False)
+class DirectAttribution(Result):
     """Direct attribution of a logit by component and by head.
 
     Attributes:
@@ -50,10 +50,8 @@ class DirectAttribution:
             component, label] and `patching_rank_correlation` [prompt, label].
     """
 
-    dataset: xr.Dataset
-
-    def __getitem__(self, name: str) -> xr.DataArray:
-        return self.dataset[name]
+    kind: ClassVar[str] = "reward_direct_attribution"
+    title: ClassVar[str] = "Direct attribution of a reward"
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -63,16 +61,17 @@ class DirectAttribution:
     def summary(self) -> pd.DataFrame:
         """One row a component and label, the largest in the mean over texts of its size first.
 
-        Columns: `label`, `component`, `attribution` (mean over texts) with `lower` and `upper` (95 %, from 8 texts on),
-        `size` (mean absolute value) and, where components were taken out, `patching_effect` (mean). `attrs["patching"]`
-        of the frame says how far the two agree, a sentence a label.
+        Columns: `label`, `component`, `attribution` (mean over texts) with `attribution_low` and `attribution_high`
+        (95 %, from 8 texts on), `size` (mean absolute value) and, where components were taken out, `patching_effect`
+        (mean). `attrs["patching"]` of the frame says how far the two agree, a sentence a label.
         """
         data, rows = self.dataset, []
         for label in self.labels:
             for component in data["component"].values:
                 cell = data.sel(label=label, component=component)
                 mean, low, high = bootstrap_mean(cell["component_attribution"].values)
-                row = {"label": label, "component": str(component), "attribution": mean, "lower": low, "upper": high}
+                row = {"label": label, "component": str(component), "attribution": mean}
+                row |= {"attribution_low": low, "attribution_high": high}
                 row["size"] = float(np.abs(cell["component_attribution"].values).mean())
                 if "patching_effect" in data:
                     row["patching_effect"] = float(cell["patching_effect"].values.mean())
@@ -87,15 +86,21 @@ class DirectAttribution:
 
     def beside_patching(self) -> list[str]:
         """The same in words, a line a label."""
-        said = [agreement(self, row, "component") for row in self.patching().itertuples()]
-        return said or ["rank correlation with patching: not measured (patching=True of direct_attribution)"]
+        sentences = [agreement(self.labels, row, "component") for row in self.patching().itertuples()]
+        return sentences or ["rank correlation with patching: not measured (patching=True of direct_attribution)"]
 
-    def __repr__(self) -> str:
-        return direct_text(self)
+    def headline(self) -> str:
+        """The model, and how many texts and labels."""
+        counted = about_texts(self.dataset.sizes["prompt"], self.labels)
+        return f"{self.dataset.attrs['model']}, direct attribution of the logit: {counted}, logits."
+
+    def notes(self) -> list[str]:
+        """How far the attribution agrees with taking components out."""
+        return [*agreement_in_short(self.patching(), self.beside_patching()), 'by head: ["head_attribution"]']
 
 
 def direct_attribution(
-    model: Given,
+    model: RewardLike,
     texts: Sequence[str],
     *,
     labels: Sequence[str] | str | None = None,
@@ -120,7 +125,7 @@ def direct_attribution(
         MeasureError: an unknown label.
         InterpError: a logit is not finite.
     """
-    model = given_reward(model, labels)
+    model = as_reward(model, labels)
     named = chosen_labels(model, labels)
     read = read_texts(model, texts)
     columns = [model.labels.index(label) for label in named]
