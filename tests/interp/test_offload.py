@@ -54,7 +54,7 @@ def open_files():
 
 
 def policies(folders):
-    return [offloaded(Policy.load(folder), folder.name, own=True) for folder in folders]
+    return [offloaded(Policy.load(folder), folder.name, sole=True) for folder in folders]
 
 
 @pytest.mark.parametrize("scratch_bytes", [0, 2**30])
@@ -207,7 +207,7 @@ class TestMapped:
         folder = save(tiny_gpt2().bfloat16(), tmp_path / "half", tokenizer)
         loaded = Policy.load(folder, dtype="float32")
         assert pages_of(loaded.model).share == 0
-        policy = offloaded(loaded, "base", own=True)
+        policy = offloaded(loaded, "base", sole=True)
         assert (
             pages_of(policy.model).share == 1
             and policy.description == loaded.description
@@ -226,7 +226,7 @@ class TestMapped:
 
         monkeypatch.setattr(policy.model, "save_pretrained", full)
         with pytest.raises(InterpError, match="cannot write weights to .*the disk is full"):
-            offloaded(policy, "base", own=True)
+            offloaded(policy, "base", sole=True)
 
     def test_a_loaded_module_is_refused(self, tokenizer, tmp_path):
         folder = tmp_path / "base"
