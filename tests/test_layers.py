@@ -19,17 +19,13 @@ ORDER = [
     families
     hooks decomposition
     models
-    measures
-    collect
-    engine
-    metrics
+    metrics measures
     result
     patching
     circuits reward
-    summary text store
-    plot report options
+    plot
+    report
     comparison
-    comparing
     cli
     """.strip().splitlines()
 ]
@@ -119,9 +115,10 @@ def test_public_names() -> None:
     import interp
 
     assert interp.__all__ == [
-        "DEFAULT_MEASURES", "MEASURES", "CheckpointPair", "Comparison", "InterpError", "Policy", "Prompts", "Result",
-        "RewardModel", "Sampling", "Site", "circuits", "compare", "compare_many", "families", "load", "load_pair",
-        "load_result", "load_reward", "patching", "plot", "register_family", "report", "reward",
+        "DEFAULT_MEASURES", "MEASURES", "CheckpointPair", "Comparison", "InterpError", "Measure", "Policy", "Prompts",
+        "Result", "RewardModel", "Sampling", "Site", "circuits", "compare", "compare_many", "families", "load",
+        "load_pair", "load_result", "load_reward", "patching", "plot", "register_family", "register_measure", "report",
+        "reward",
     ]  # fmt: skip
     assert sorted(dir(interp)) == sorted(interp.__all__)
     for name in interp.__all__:

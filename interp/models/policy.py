@@ -241,7 +241,7 @@ def _refuse_other(source: object) -> None:
         raise LoadError(f"the reward model {source.name} predicts no tokens; pass a language model")
     if not isinstance(source, (str, os.PathLike, nn.Module)):
         what = "a function" if callable(source) else f"a {type(source).__name__}"
-        raise LoadError(f"a model is a folder, a hub id, a loaded module or a Policy, not {what}")
+        raise LoadError(f"a model is a folder, a hub id or a loaded module, not {what}")
 
 
 def _describe(

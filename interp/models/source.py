@@ -233,7 +233,8 @@ def check_folder(folder: Path, *, allow_pickle: bool = False) -> None:
     if not (folder / "config.json").is_file():
         for file, what in (
             ("pair.json", "a pair, not a model; name its tuned/, or what its pair.json calls base or reward"),
-            ("comparison.nc", "a saved comparison, not a model; open it with `interp report` or Comparison.load"),
+            ("result.nc", "a saved result, not a model; open it with `interp report` or interp.load_result"),
+            ("comparison.nc", "a saved result, not a model; open it with `interp report` or interp.load_result"),
         ):
             if (folder / file).is_file():
                 raise LoadError(f"{folder} is {what}")

@@ -1,8 +1,8 @@
 """Activation patching: across two models, or within one between clean and corrupted prompts.
 
-    found = activation_patching(base, tuned, prompts, sites="z")       # what suffices: tuned's heads in base
-    found = activation_patching(tuned, base, prompts, sites="z")       # what reverses it: base's heads in tuned
-    found.map("z")                                                     # recovery, layer by head
+    result = activation_patching(base, tuned, prompts, sites="z")       # what suffices: tuned's heads in base
+    result = activation_patching(tuned, base, prompts, sites="z")       # what reverses it: base's heads in tuned
+    result.map("z")                                                     # recovery, layer by head
 
 Of policies and of reward models. `patch_runs` does the same of models that are loaded, tokenised and checked already.
 """

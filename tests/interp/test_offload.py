@@ -13,7 +13,7 @@ import torch
 import xarray as xr
 
 import interp
-from interp.errors import InterpError, LoadError, PromptError
+from interp.errors import InterpError, LoadError
 from interp.hooks import Site
 from interp.measures import MEASURES, Settings
 from interp.measures.engine import run_measures
@@ -63,7 +63,7 @@ def test_traces_are_measured_the_same_in_any_number_of_chunks(folders, scratch_b
     prompts = interp.Prompts(TEXTS, answers=ANSWERS)
     found = []
     for turns in (AllInMemory(), OneInMemory.of([each.model for each in models], scratch_bytes)):
-        settings = Settings(("kl", "attribution"), 2, turns=turns)
+        settings = Settings(("kl", "attribution"), 2, in_memory=turns)
         found.append(run_measures(models[0], models[1:], prompts, settings))
     for expected, got in zip(*found, strict=True):
         xr.testing.assert_identical(expected, got)
@@ -75,7 +75,7 @@ def test_every_measure_is_the_same_bit_for_bit(folders, scratch, scratch_bytes=1
     prompts = interp.Prompts(TEXTS, answers=ANSWERS, continuations=[" very bad"] * len(TEXTS), multi_token="sum")
     found, names = {}, tuple(name for name in MEASURES if name not in JOINED)
     for turns in (AllInMemory(), OneInMemory.of([each.model for each in models], scratch_bytes)):
-        settings = Settings(names, 2, sampling=Sampling(2, 4), turns=turns)
+        settings = Settings(names, 2, sampling=Sampling(2, 4), in_memory=turns)
         found[type(turns)] = run_measures(models[0], models[1:], prompts, settings)
     for expected, got in zip(found[AllInMemory], found[OneInMemory], strict=True):
         xr.testing.assert_identical(expected, got)
@@ -233,8 +233,9 @@ class TestMapped:
         with pytest.raises(LoadError, match='in_memory="one" reads models from their files, tuned is a loaded GPT2LM'):
             compare(save(tiny_gpt2(), folder, tokenizer), tiny_gpt2(), TEXTS, in_memory="one")
 
+    @pytest.mark.usefixtures("as_a_user")
     def test_another_word_is_refused(self, folders):
-        with pytest.raises(PromptError, match='in_memory is "all" or "one", not \'two\''):
+        with pytest.raises(LoadError, match='in_memory is "all" or "one", not \'two\''):
             compare(folders[0], folders[1], TEXTS, in_memory="two")
 
 
