@@ -24,7 +24,8 @@ import xarray as xr
 
 OUTSIDE = (
     "sets", "vector", "graph", "scores", "circuits", "circuit", "verdict", "at_odds", "pairs", "swaps", "about",
-    "value", "low", "high", "clean", "corrupted", "effect", "held", "features", "neutral", "unconverged", "reason", "edges",
+    "value", "low", "high", "clean", "corrupted", "effect", "held", "features",
+    "neutral", "unconverged", "reason", "edges",
 )  # fmt: skip
 """What version 1's results held beside their dataset."""
 
