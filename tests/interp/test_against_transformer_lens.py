@@ -23,7 +23,7 @@ NAMES = {
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # its import warns in several places; what is tested is ours
 def test_sites_equal_transformer_lens_hooks(make_model, family, tokenizer, tmp_path):
-    bridge_module = pytest.importorskip("transformer_lens.model_bridge", reason="the extra 'lens' is not installed")
+    bridge_module = pytest.importorskip("transformer_lens.model_bridge", reason="TransformerLens is not installed")
     model = make_model()
     folder = tmp_path / "model"
     model.save_pretrained(folder)

@@ -46,7 +46,7 @@ class TestPolicies:
             (lambda: interp.load_pair("demo"), r"the pair .*demo is two models; pass pair.base or pair.tuned"),
             (lambda: "demo", r"'demo' names a pair, .* interp.load_pair\('demo'\).base or .tuned, and './demo'"),
             (random_model, "the reward model DistilBertForSequenceClassification predicts no tokens"),
-            (lambda: len, "a folder, a hub id, a loaded module or a Policy, not a function"),
+            (lambda: len, "a folder, a hub id or a loaded module, not a function"),
             (lambda: None, "not a NoneType"),
         ],
     )
