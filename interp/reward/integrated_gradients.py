@@ -4,7 +4,7 @@ A_i = (x_i - x'_i) . integral over a from 0 to 1 of dF/dx_i at x' + a (x - x') (
 equation 1), so that the parts sum to F(x) - F(x'). Points are evaluated rule by rule (`interp.reward.quadrature`), all
 texts that are not done in one pass, until each text's sum meets F(x) - F(x') within the tolerance. A text whose error
 does not fall as the rules grow has kinks on its way: from there on the gaps between its points are halved, those first
-whose sum of attributions is furthest from the change of F over them (`interp.reward.refine`).
+whose sum of attributions is furthest from the change of F over them (`interp.reward.quadrature.Path`).
 """
 
 from __future__ import annotations
