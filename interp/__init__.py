@@ -6,9 +6,8 @@ and reports itself. Names are imported when they are first used, so that `import
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
-
-from interp.lazy import lazy
 
 if TYPE_CHECKING:
     from interp import circuits, families, patching, plot, report, reward
@@ -85,5 +84,16 @@ __all__ = [
 ]
 
 
-if not TYPE_CHECKING:
-    __getattr__, __dir__ = lazy(__name__, _HOMES, growing=("DEFAULT_MEASURES", "MEASURES"))
+if not TYPE_CHECKING:  # to a type checker, names are what the imports above say
+
+    def __getattr__(name):
+        if name not in _HOMES:
+            raise AttributeError(f"module 'interp' has no attribute {name!r}; dir(interp) lists its names")
+        home = _HOMES[name]
+        value = getattr(import_module(home), name) if home else import_module(f"interp.{name}")
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return list(__all__)
