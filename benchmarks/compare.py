@@ -303,14 +303,8 @@ def child_one(folder: str, how: str, quick: int) -> Row:
             policy.trace(batch, sorted(sites))
         data = None
     else:
-        data = interp.compare(
-            f"{folder}/base",
-            f"{folder}/tuned",
-            prompts,
-            measures=names,
-            in_memory=how.split("-")[0],
-            max_new_tokens=8,
-        ).dataset
+        pair = interp.load_pair(base=f"{folder}/base", tuned=f"{folder}/tuned", in_memory=how.split("-")[0])
+        data = interp.compare(pair, prompts, measures=names, sampling=interp.Sampling(max_new_tokens=8)).dataset
     peak, taken = peak_mb(), time.perf_counter() - start
     total = float(sum(abs(data[name]).sum() for name in ("kl", "lens_kl", "head_attribution"))) if data else 0.0
     return {"started": started, "peak": peak, "seconds": taken, "check": total}

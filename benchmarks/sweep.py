@@ -74,7 +74,7 @@ def measure(folder: str, texts: list[str], circuit: Any, pairs: int, repeats: in
     models = {f"pair {seed}": changed(folder, seed) for seed in range(pairs)}
     prompts = interp.Prompts(texts)
     default = [name for name in interp.DEFAULT_MEASURES if name != "logit_diff"]
-    sets = {name: _options(tokenizer, own) for name, own in (("default set", default), ("the sweep's set", measures()))}
+    sets = {name: _options(own) for name, own in (("default set", default), ("the sweep's set", measures()))}
     times: dict[str, list[tuple[float, float]]] = {}
     for options in sets.values():
         interp.compare(folder, models["pair 0"], prompts, **options)  # warms up
@@ -106,10 +106,10 @@ def circuits(model: Any, prompts: Any, tokenizer: Any) -> Any:
     return edge_attribution(Policy.load(model, tokenizer=tokenizer), prompts, "kl")
 
 
-def _options(tokenizer: Any, measures: list[str]) -> dict[str, Any]:
+def _options(measures: list[str]) -> dict[str, Any]:
     from analyses.sweep.work import BATCH
 
-    return {"tokenizer": tokenizer, "measures": measures, "batch_size": BATCH}
+    return {"measures": measures, "batch_size": BATCH}
 
 
 def _row(name: str, pairs: int, texts: int, times: list[tuple[float, float]]) -> Row:

@@ -8,6 +8,7 @@ import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
+from pathlib import Path
 from typing import Any, ClassVar, overload
 
 import numpy as np
@@ -54,7 +55,7 @@ class Comparison(Result):
 
     def headline(self) -> str:
         """What is compared with what, and the first thing that it says."""
-        base, tuned = (source_name(json.loads(self.dataset.attrs[name])) for name in ("base", "tuned"))
+        base, tuned = (_short_name(json.loads(self.dataset.attrs[name])) for name in ("base", "tuned"))
         first = verdict(self, self.summary())[0]
         return f"{tuned} (tuned) against {base} (base), {prompts_in_words(self.dataset)}. {first}"
 
@@ -107,6 +108,12 @@ class Comparison(Result):
 
 
 register_page(Comparison.kind, render)
+
+
+def _short_name(description: Mapping[str, Any]) -> str:
+    """A model in a word: of a folder the end of its path."""
+    name = source_name(description)
+    return "/".join(Path(name).parts[-2:]) if "folder" in description else name
 
 
 def prompts_in_words(data: xr.Dataset) -> str:

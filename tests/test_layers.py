@@ -1,6 +1,8 @@
 """The order in which modules may import each other, and what an import costs."""
 
 import ast
+import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,17 +21,13 @@ ORDER = [
     families
     hooks decomposition
     models
-    measures
-    collect
-    engine
-    metrics
+    metrics measures
     result
     patching
     circuits reward
-    summary text store
-    plot report options
+    plot
+    report
     comparison
-    comparing
     cli
     """.strip().splitlines()
 ]
@@ -119,12 +117,40 @@ def test_public_names() -> None:
     import interp
 
     assert interp.__all__ == [
-        "DEFAULT_MEASURES", "MEASURES", "CheckpointPair", "Comparison", "InterpError", "Policy", "Prompts", "Result",
-        "RewardModel", "Sampling", "Site", "circuits", "compare", "compare_many", "families", "load", "load_pair",
-        "load_result", "load_reward", "patching", "plot", "register_family", "report", "reward",
+        "DEFAULT_MEASURES", "MEASURES", "CheckpointPair", "Comparison", "InterpError", "Measure", "Policy", "Prompts",
+        "Result", "RewardModel", "Sampling", "Site", "circuits", "compare", "compare_many", "families", "load",
+        "load_pair", "load_result", "load_reward", "patching", "plot", "register_family", "register_measure", "report",
+        "reward",
     ]  # fmt: skip
     assert sorted(dir(interp)) == sorted(interp.__all__)
     for name in interp.__all__:
         assert getattr(interp, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         interp.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("package", ["interp", "interp.reward"])
+def test_lazy_names_are_those_that_a_type_checker_sees(package: str) -> None:
+    module = importlib.import_module(package)
+    tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
+    (typed,) = (node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    seen = {
+        alias.name: "" if node.module == package else node.module
+        for node in ast.walk(typed)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert seen == module._HOMES and sorted(module.__all__) == sorted(seen) == sorted(dir(module))
+
+
+@pytest.mark.slow
+def test_a_type_checker_elsewhere_knows_what_there_is(tmp_path: Path) -> None:
+    names = ("reward.attribute", "plot.lens", "load", "load_pair")
+    code = ["import interp", *(f"reveal_type(interp.{name})" for name in names), "interp.nothing"]
+    (tmp_path / "code.py").write_text("\n".join(code))
+    command = [sys.executable, "-m", "mypy", "--ignore-missing-imports", "--no-incremental", "code.py"]
+    env = {**os.environ, "MYPYPATH": str(ROOT)}
+    said = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env).stdout
+    revealed = [line for line in said.splitlines() if line.startswith("code.py") and "Revealed type" in line]
+    assert len(revealed) == len(names) and all('is "def (' in line for line in revealed), said
+    assert 'code.py:6: error: Module has no attribute "nothing"' in said

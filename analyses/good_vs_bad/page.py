@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import scipy.stats
-from jinja2 import Environment
 from matplotlib.figure import Figure
 
 from analyses.good_vs_bad.study import Study
@@ -20,29 +19,9 @@ from interp.io import atomic_folder
 from interp.patching import Patching
 from interp.plot import patching as drawing
 from interp.plot.text import clean
+from interp.result.pages import template
 
 TABLE, PAGE, TEXT = "published.csv", "report.html", "study.txt"
-_TEMPLATE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Good against bad</title><style>
-body{font:16px/1.55 system-ui,sans-serif;color:#222;max-width:46rem;margin:0 auto;padding:1.2rem}
-h1{font-size:1.7rem;line-height:1.2}h2{font-size:1.15rem;margin:2.2rem 0 .4rem}
-img{width:100%;height:auto;max-width:var(--w);min-width:min(var(--w),36rem)}p{margin:.4rem 0}
-figure{margin:.8rem 0;overflow-x:auto}
-.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.88rem}
-td,th{padding:.25rem .7rem .25rem 0;text-align:left;border-bottom:1px solid #e2e2e2;vertical-align:top}
-td:nth-child(n+2){font-variant-numeric:tabular-nums}.narrow td{min-width:9rem}.dim{color:#666;font-size:.85rem}
-</style></head><body>
-<h1>Where did tuning put {{ answer }} over {{ alternative }}?</h1>
-<p class="dim">{{ base }} and {{ tuned }}, {{ count }} prompts</p>
-{% for section in sections %}<h2>{{ section.title }}</h2>
-{% for line in section.lines %}<p>{{ line }}</p>
-{% endfor %}{% for name, picture, width in section.pictures %}
-<figure><img style="--w:{{ width }}px" alt="{{ name }}" src="data:image/png;base64,{{ picture }}"></figure>
-{% endfor %}{% if section.rows %}<div class="scroll"><table class="narrow">
-{% for row in section.rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}</table></div>{% endif %}{% endfor %}</body></html>
-"""
 
 
 @dataclass(frozen=True)
@@ -78,8 +57,7 @@ def write(study: Study, path: str | os.PathLike[str]) -> Path:
         for each in sections
     ]
     answer, alternative = study.subject.words
-    page = Environment(autoescape=True).from_string(_TEMPLATE)
-    html = page.render(
+    html = template("page.html", "analyses.good_vs_bad").render(
         answer=repr(answer), alternative=repr(alternative), count=len(study.subject.prompts), sections=shown,
         base=_called(study.subject.base), tuned=_called(study.subject.tuned),
     )  # fmt: skip

@@ -237,6 +237,7 @@ def implicit(cell: Cell) -> Write:
     from interp.models.optimised import Optimised
     from interp.prompts import Prompts
     from interp.reward import implicit_reward
+    from interp.sampling import Sampling
 
     how = cell.how
     reward = RewardModel.load(how["reward"], label=how["emotion"], output=how["output"])
@@ -245,11 +246,10 @@ def implicit(cell: Cell) -> Write:
         how["tuned"],
         reward,
         Prompts(how["prompts"]),
-        samples=how["samples"],
+        sampling=Sampling(samples=how["samples"], max_new_tokens=how["max_new_tokens"]),
         optimised=Optimised.of(CheckpointPair.load(how["folder"])),
         reads=how["reads"],
-        max_new_tokens=how["max_new_tokens"],
-        permutations=how["permutations"],
+        draws=how["permutations"],
         seed=how["seed"],
     )
 
@@ -266,12 +266,14 @@ def tokens(cell: Cell) -> Write:
     from interp.prompts import Prompts
     from interp.reward import attribute, token_join
     from interp.reward.responses import read_prompts, respond
+    from interp.sampling import Sampling
 
     how = cell.how
     base, tuned = Policy.load(how["base"]), Policy.load(how["tuned"])
     reward = RewardModel.load(how["reward"], label=how["emotion"], output="logit")
     prompts = read_prompts([base, tuned], Prompts(how["prompts"]))
-    said = respond(tuned, prompts, draws=1, max_new_tokens=how["max_new_tokens"], seed=how["seed"], batch_size=32)
+    sampling = Sampling(max_new_tokens=how["max_new_tokens"])
+    said = respond(tuned, prompts, 1, sampling, seed=how["seed"], batch_size=32)
     kept = [
         (text.strip(), len(start.strip()))
         for text, start in zip(said.samples, said.prompts, strict=True)
@@ -284,7 +286,7 @@ def tokens(cell: Cell) -> Write:
         texts,
         attribute(reward, texts),
         starts=starts,
-        permutations=how["permutations"],
+        draws=how["permutations"],
         seed=how["seed"],
     )
 
@@ -325,7 +327,7 @@ def probes(cell: Cell) -> Write:
     if len(bearing) < FEWEST_PROBED or len(others) < FEWEST_PROBED:
         return lambda folder: write_json(folder / "few.json", {"texts": len(bearing)})
     found = probe(
-        courses, [*bearing, *others], [1] * len(bearing) + [0] * len(others), permutations=SHUFFLES, seed=how["seed"]
+        courses, [*bearing, *others], [1] * len(bearing) + [0] * len(others), draws=SHUFFLES, seed=how["seed"]
     )
 
     def write(folder: Path) -> None:

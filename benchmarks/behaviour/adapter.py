@@ -22,13 +22,13 @@ HOMES = {
 ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "controls": ("control",),
     "draws": ("random_sets", "random_directions", "permutations"),
-    "random_circuits": ("random",),
 }
 """What version 1 called an argument, by its later name."""
 
 OWN_ARGUMENTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "compare": {"samples": ("draws",)},
     "compare_many": {"samples": ("draws",)},
+    "circuits.faithfulness_curve": {"draws": ("random",)},
 }
 """The same, of single functions."""
 
@@ -83,6 +83,15 @@ def _sampling(**settings: Any) -> Any:
     from interp.sampling import Sampling
 
     return Sampling(**settings)
+
+
+def compare_circuits(*values: Any, steps: int, splits: int, draws: int, controls: Any, **settings: Any) -> Any:
+    """`interp.circuits.compare`: how circuits are chosen is said by a `Selection` in later versions."""
+    circuits = interp.circuits
+    if hasattr(circuits, "Selection"):
+        selection = circuits.Selection(steps=steps, splits=splits)
+        return circuits.compare(*values, selection=selection, draws=draws, controls=controls, **settings)
+    return circuits.compare(*values, steps=steps, draws=splits, random=draws, control=controls, **settings)
 
 
 def joined(result: Any, name: str) -> Any:

@@ -299,7 +299,7 @@ def classifier_cases(folder: Path) -> Iterator[tuple[str, Case]]:
     )
     yield (
         "encoder.smallest_set",
-        lambda: call("patching.smallest_set", model(), other(), texts, sites="mlp_out", draws=2, candidates=2, most=2),
+        lambda: call("patching.smallest_set", model(), other(), texts, sites="mlp_out", draws=2, most=2),
     )
 
 

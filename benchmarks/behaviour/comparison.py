@@ -33,7 +33,7 @@ def compare(old: Path, new: Path, exceptions: Path) -> int:
     findings = [
         finding
         for case, about in logs[0].items()
-        for finding in _case(case, about, logs[1].get(case), (old, new), rules.get("rename", []))
+        for finding in _case(case, about, logs[1].get(case), (old, new), rules)
     ]
     findings += [Finding(case, "new case") for case in logs[1] if case not in logs[0]]
     unexplained = []
@@ -63,7 +63,7 @@ def compare(old: Path, new: Path, exceptions: Path) -> int:
 
 
 def _case(
-    case: str, about: dict[str, Any], other: dict[str, Any] | None, folders: tuple[Path, Path], renames: list[Any]
+    case: str, about: dict[str, Any], other: dict[str, Any] | None, folders: tuple[Path, Path], rules: dict[str, Any]
 ) -> list[Finding]:
     if other is None:
         return [Finding(case, "absent", "the case was not run")]
@@ -75,29 +75,37 @@ def _case(
     with np.load(folders[0] / f"{case}.npz") as ours, np.load(folders[1] / f"{case}.npz") as theirs:
         left = set(theirs.files)
         for key in ours.files:
-            name, twin = f"{case}/{key}", _twin(f"{case}/{key}", left, renames)
+            name, twin = f"{case}/{key}", _twin(f"{case}/{key}", left, rules.get("rename", []))
             if twin is None:
                 found.append(Finding(name, "absent"))
                 continue
             left.discard(twin)
             dims = about["dims"].get(key), other["dims"].get(twin)
             said = "" if twin == key else f"now {twin}"
-            found.append(_array(name, ours[key], theirs[twin], dims, said))
+            found.append(_array(name, ours[key], _stacked(name, twin, ours[key], theirs, rules), dims, said))
         found += [Finding(f"{case}/{key}", "new") for key in sorted(left)]
     return found
 
 
 def _twin(name: str, there: set[str], renames: list[Any]) -> str | None:
-    """The name of an array in the newer recording: its own, or the first renamed one that is there."""
+    """The name of an array in the newer recording: by a rule that comes first, its own, or by another rule."""
     case, key = name.split("/", 1)
-    if key in there:
-        return key
-    for rule in renames:
-        if re.search(rule["old"], name):
-            renamed = re.sub(rule["old"], rule["new"], name).removeprefix(f"{case}/")
-            if renamed in there:
-                return renamed
-    return None
+    moved = [
+        (rule.get("first", False), re.sub(rule["old"], rule["new"], name).removeprefix(f"{case}/"))
+        for rule in renames
+        if re.search(rule["old"], name)
+    ]
+    before, after = ([new for first, new in moved if first is wanted] for wanted in (True, False))
+    return next((each for each in (*before, key, *after) if each in there), None)
+
+
+def _stacked(name: str, twin: str, old: np.ndarray, there: Any, rules: dict[str, Any]) -> np.ndarray:
+    """The newer array, or the several into which version 1's was split, side by side."""
+    for rule in rules.get("stack", []):
+        names = [f"{twin}{end}" for end in rule["ends"]]
+        if re.search(rule["old"], name) and old.shape != there[twin].shape and set(names) <= set(there.files):
+            return np.stack([there[each] for each in names], axis=rule.get("axis", 0))
+    return there[twin]
 
 
 def _array(name: str, ours: np.ndarray, theirs: np.ndarray, dims: tuple[Any, Any], said: str) -> Finding:
@@ -112,7 +120,9 @@ def _array(name: str, ours: np.ndarray, theirs: np.ndarray, dims: tuple[Any, Any
             return Finding(name, "equal", said)
         where = tuple(int(index) for index in np.argwhere(~same)[0])
         return Finding(
-            name, "differs", f"{int((~same).sum())} of {ours.size}: {ours[where]!r} -> {theirs[where]!r} {said}"
+            name,
+            "differs",
+            f"{int((~same).sum())} of {ours.size}: {str(ours[where])!r} -> {str(theirs[where])!r} {said}",
         )
     if ours.dtype == theirs.dtype and np.array_equal(ours, theirs, equal_nan=ours.dtype.kind == "f"):
         return Finding(name, "equal", said)

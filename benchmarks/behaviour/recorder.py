@@ -24,11 +24,12 @@ import xarray as xr
 
 OUTSIDE = (
     "sets", "vector", "graph", "scores", "circuits", "circuit", "verdict", "at_odds", "pairs", "swaps", "about",
-    "value", "low", "high", "clean", "corrupted", "effect", "held", "neutral", "unconverged", "reason", "edges",
+    "value", "low", "high", "clean", "corrupted", "effect", "held", "features",
+    "neutral", "unconverged", "reason", "edges",
 )  # fmt: skip
 """What version 1's results held beside their dataset."""
 
-TABLES = ("summary", "course", "components", "patching")
+TABLES = ("summary", "course", "by_step", "components", "patching", "changes")
 """Methods of results that give a table."""
 
 PLACES: list[str] = []
@@ -140,7 +141,7 @@ def of_result(prefix: str, value: Any, dims: dict[str, list[str]]) -> Iterator[t
             if callable(table):
                 yield from of_table(f"{prefix}{name}/", table, dims)
     for name in OUTSIDE:
-        if name in ("effect", "held") and not hasattr(type(value), name):
+        if name in ("effect", "held", "features") and not hasattr(type(value), name):
             continue
         held = getattr(value, name, None)
         if held is not None and not callable(held):

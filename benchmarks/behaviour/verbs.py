@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from adapter import call
+from adapter import call, compare_circuits
 
 import interp
 
@@ -56,9 +56,8 @@ def patching_cases(name: str, of: Models, few: Any, many: Any) -> Iterator[tuple
             "patching.smallest_set",
             *of("base", "tuned"),
             many,
-            sites="mlp_out",
+            sites=["mlp_out", "z"],
             target=0.9,
-            candidates=4,
             most=3,
             draws=2,
         ),
@@ -106,24 +105,22 @@ def circuit_cases(
     yield (
         f"{name}.faithfulness_curve",
         lambda: call(
-            "circuits.faithfulness_curve", *of("tuned"), paired, scores(), sizes=[size(), 2 * size()], random_circuits=2
+            "circuits.faithfulness_curve", *of("tuned"), paired, scores(), sizes=[size(), 2 * size()], draws=2
         ),
+    )
+    yield (
+        f"{name}.faithfulness_kl",
+        lambda: call("circuits.faithfulness_curve", *of("tuned"), paired, scores(), "kl", sizes=[size()], draws=2),
     )
     yield f"{name}.stability", lambda: call("circuits.stability", scores(), size(), draws=8)
     if compare:
         yield (
             f"{name}.circuits_compare",
-            lambda: call(
-                "circuits.compare",
-                *of("base", "tuned"),
-                paired,
-                sizes=[size(), 3 * size()],
-                steps=1,
-                random_circuits=2,
-                draws=4,
-                controls=of("control"),
-                replicates=of("again"),
-            ),
+            functools.partial(circuits_compared, of, paired, size),
+        )
+        yield (
+            f"{name}.circuits_compare_kl",
+            functools.partial(circuits_compared, of, paired, size, metric="kl"),
         )
     yield (
         f"{name}.path_patching",
@@ -132,6 +129,12 @@ def circuit_cases(
         ),
     )
     yield f"{name}.head_changes", lambda: call("circuits.head_changes", *of("base", "tuned"), prompts, count=2)
+
+
+def circuits_compared(of: Models, paired: Any, size: Callable[[], int], **settings: Any) -> Any:
+    models = {"controls": of("control"), "replicates": of("again")}
+    sizes = [size(), 3 * size()]
+    return compare_circuits(*of("base", "tuned"), paired, sizes=sizes, steps=1, splits=4, draws=2, **models, **settings)
 
 
 def reward_cases(name: str, model: Callable[[], Any], texts: list[str], label: str) -> Iterator[tuple[str, Case]]:

@@ -14,7 +14,6 @@ import xarray as xr
 
 from interp.circuits.faithfulness import CircuitValues, circuit_values, crossfitted, folds
 from interp.circuits.graph import Graph
-from interp.circuits.passes import LOADING
 from interp.circuits.scores import EdgeScores, edge_attribution, mean_of
 from interp.circuits.selection import (
     Circuit,
@@ -29,7 +28,8 @@ from interp.errors import MeasureError, renamed
 from interp.measures.arrays import MODELS, dataset, strings, variable
 from interp.metrics import Metric
 from interp.models.matched import MatchedModels, load_matched
-from interp.pair import CheckpointPair
+from interp.pair import pair_at
+from interp.patching.runs import LOADING
 from interp.progress import Progress, no_progress
 from interp.prompts import Prompts
 from interp.result import Result
@@ -156,7 +156,7 @@ def compare(
     *,
     sizes: Sequence[int] | None = None,
     selection: Selection = SELECTION,
-    controls: Any = None,
+    controls: Sequence[Any] | None = None,
     replicates: Sequence[Any] | None = None,
     draws: int = 5,
     batch_size: int = 16,
@@ -181,13 +181,14 @@ def compare(
     its interval; by component what `component_changes` says.
 
     Args:
-        base: id, folder, module or `Policy`; or a `CheckpointPair`, followed by the prompts: `compare(pair, prompts)`.
+        base: id, folder, module or `Policy`; or a pair, its folder or its name, with the prompts behind
+            it: `compare(pair, prompts)`.
         tuned: the same.
         pairs: prompts with `corrupted` counterparts.
         metric: see `edge_attribution`.
         sizes: numbers of edges; None is eight, from one edge in two hundred to all.
         selection: how edges are scored and circuits chosen.
-        controls: models whose reward meant nothing, a list or one; None: a pair's own.
+        controls: models whose reward meant nothing; None: a pair's own.
         replicates: runs of tuned's recipe with other seeds; None: a pair's own.
         draws: random circuits for each size.
         batch_size: prompts that run together.
@@ -197,14 +198,17 @@ def compare(
     Raises:
         MeasureError: the models differ in shape, or there are fewer than 4 groups of prompts.
     """
-    if isinstance(base, CheckpointPair) and pairs is None:
-        tuned, pairs = None, tuned
+    pair = pair_at(base) if pairs is None else None
+    if pair is not None:
+        base, tuned, pairs = pair, None, tuned
     if not isinstance(pairs, Prompts) or pairs.corrupted is None:
         raise MeasureError("circuits need clean and corrupted prompts: Prompts(texts, corrupted=[...], answers=...)")
     if len(set(pairs.groups or ())) < 4:
         raise MeasureError("circuits are compared on at least 4 groups of prompts; give more prompts")
-    listed = controls if controls is None or isinstance(controls, (list, tuple)) else [controls]
-    models = load_matched(base, tuned, controls=listed, replicates=replicates)
+    for name, listed in (("controls", controls), ("replicates", replicates)):
+        if listed is not None and not isinstance(listed, (list, tuple)):
+            raise MeasureError(f"{name} is a list of models, not a {type(listed).__name__}; put it in brackets")
+    models = load_matched(base, tuned, controls=controls, replicates=replicates)
     policies = [models.base, *models.others]
     pairs = pairs.for_models([policy.tokenizer for policy in policies])
     numbers = check_sizes(Graph.of(models.base.parts), sizes)

@@ -13,13 +13,14 @@ import xarray as xr
 from jaxtyping import Float
 
 from interp.circuits.graph import Graph
-from interp.circuits.passes import LOADING, METRICS, circuit_pass, clean_and_corrupt, judged, plain_pass, take
+from interp.circuits.passes import METRICS, circuit_pass, clean_and_corrupt, judged, plain_pass, take
 from interp.circuits.scores import EdgeScores, mean_of
 from interp.circuits.selection import By, Circuit, check_sizes, random_circuits, strongest_by_size
 from interp.errors import MeasureError, renamed
 from interp.measures.arrays import dataset, strings, variable
 from interp.metrics import Metric, metric_label, metric_units, resolve_metric
 from interp.models import Policy, Source, as_policy
+from interp.patching.runs import LOADING
 from interp.progress import Progress, no_progress
 from interp.prompts import Prompts
 from interp.result import Result

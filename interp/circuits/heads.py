@@ -12,7 +12,6 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.circuits.passes import LOADING
 from interp.divergences import js_divergence
 from interp.errors import MeasureError, renamed
 from interp.hooks import Site, patch
@@ -22,6 +21,7 @@ from interp.models import Policy
 from interp.models.running import run
 from interp.models.source import Source
 from interp.patching import Runs, open_runs, patch_runs
+from interp.patching.runs import LOADING
 from interp.progress import Progress, no_progress
 from interp.prompts import Batch, Prompts, make_batch
 from interp.result import Result

@@ -26,12 +26,6 @@ from interp.sampling import evaluating
 METRICS = ("logit_diff", "kl")
 """What a circuit can be for, besides a function of logits and rows; `kl` is KL(clean run ‖ this run)."""
 
-LOADING = dict.fromkeys(
-    ("dtype", "device", "device_map", "tokenizer", "trust_remote_code", "revision", "check"),
-    "load the model first, model = interp.load(...), and pass that",
-)
-"""What says where the options of loading, which these functions once took, have gone (see `renamed`)."""
-
 
 @dataclass(frozen=True)
 class Pass:

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from interp.circuits.graph import Graph, Reading, reader, reading_norm
-from interp.circuits.passes import LOADING, Pass, plain_pass
+from interp.circuits.passes import Pass, plain_pass
 from interp.errors import MeasureError, renamed
 from interp.families import Parts
 from interp.hooks import Site
@@ -28,6 +28,7 @@ from interp.models.running import inference
 from interp.models.source import Source
 from interp.patching import Runs, open_runs
 from interp.patching.recording import run_to_the_last_residual
+from interp.patching.runs import LOADING
 from interp.progress import Progress, no_progress
 from interp.prompts import Batch, Prompts
 from interp.result import Result

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from interp.circuits.graph import Graph, Reading, reader, reading_norm
 from interp.circuits.passes import (
-    LOADING,
     METRICS,
     clean_and_corrupt,
     judged,
@@ -33,6 +32,7 @@ from interp.hooks import Site, capture, patch
 from interp.measures.arrays import dataset, strings, variable
 from interp.metrics import Metric, metric_label, metric_units, resolve_metric
 from interp.models import Policy, Source, as_policy
+from interp.patching.runs import LOADING
 from interp.progress import Progress, no_progress
 from interp.prompts import Batch, Prompts
 from interp.result import Result
@@ -138,8 +138,8 @@ def edge_attribution(
     Args:
         model: id, folder, module or `Policy` of a causal language model or a T5.
         pairs: prompts with `corrupted` counterparts.
-        metric: "logit_diff", "kl" or a function (see `interp.metrics.Metric`), read at each prompt's last token; None:
-            "logit_diff" where the prompts have answers, else "kl".
+        metric: "logit_diff", "kl" or a function (see `interp.circuits.Metric`), read at each prompt's last token.
+            None: "logit_diff" where the prompts have answers, else "kl".
         method: "eap-ig" or "eap".
         steps: gradients that "eap-ig" averages.
         batch_size: prompts that run together.

@@ -37,7 +37,7 @@ def kl(base: Trace, tuned: Trace) -> xr.Dataset:
     batch = base.batch
     real = batch.attention_mask.cpu()
     values = torch.full((len(KINDS), *real.shape), torch.nan, dtype=torch.float64)
-    values[:, real] = divergences(tuned.logits, base.logits, real, kept=base.kept)
+    values[:, real] = divergences(tuned.logits, base.logits, real, kept=base.cache)
     values = batch.to("cpu").aligned(values.permute(1, 2, 0)).permute(2, 0, 1)
     lengths = batch.prompt_lengths.cpu()[:, None]
     positions = torch.arange(values.shape[2])

@@ -105,7 +105,7 @@ def compare_lenses_of_rows(
     for start in range(0, len(residuals[0]), step):
         rows = slice(start, start + step)
         sides = [_lenses(*side) for side in zip(readers, (residual[rows] for residual in residuals), strict=True)]
-        if key is not None and base.kept is not None:
+        if key is not None and base.cache is not None:
             sides[0] = iter(base.once((key, start), partial(list, sides[0])))
         first = start
         for both in zip(*sides, strict=True):

@@ -109,16 +109,16 @@ def read_adapter(folder: str | os.PathLike[str], *, allow_pickle: bool = False) 
     replaced = {}
     for key, tensor in tensors.items():
         name = key.removeprefix("base_model.model.")
-        found = _LORA_KEY.fullmatch(name)
-        if found:
-            parts.setdefault(found["module"], {})[found["part"].removesuffix(".weight")] = tensor
+        match = _LORA_KEY.fullmatch(name)
+        if match:
+            parts.setdefault(match["module"], {})[match["part"].removesuffix(".weight")] = tensor
         elif ".lora_" in name:
             raise LoadError(f"{path}: the tensor {key} is of no kind of LoRA that is read here; {MERGE}")
         else:
             replaced[name.replace(".base_layer", "").replace(".modules_to_save", "")] = tensor
     if not tensors:
         raise LoadError(f"{path / WEIGHTS} holds no tensor; save the adapter again with save_pretrained")
-    changes = {module: _change(path, config, module, found) for module, found in parts.items()}
+    changes = {module: _change(path, config, module, part) for module, part in parts.items()}
     for name in config.get("modules_to_save") or ():
         if not any(f".{name}." in f".{key}" for key in replaced):
             raise LoadError(f"{path} lacks {name}, which its config saves whole; save the adapter again")

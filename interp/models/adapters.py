@@ -260,8 +260,8 @@ def _unwrap_layer(path: str, layer: Any, keep: bool) -> tuple[nn.Module, Change 
     """The plain module inside one of peft's layers, and what the active adapters do to it."""
     if hasattr(layer, "modules_to_save"):
         name = layer.active_adapters[0] if layer.active_adapters else None
-        chosen = keep and not layer.disable_adapters and name in layer.modules_to_save
-        return (layer.modules_to_save[name] if chosen else layer.original_module), None
+        trained = keep and not layer.disable_adapters and name in layer.modules_to_save
+        return (layer.modules_to_save[name] if trained else layer.original_module), None
     if layer.merged_adapters:
         if keep:
             return layer.base_layer, None

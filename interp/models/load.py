@@ -94,8 +94,8 @@ def load_pair(
     check_placement(dtype, device, device_map)
     if in_memory not in get_args(InMemory):
         raise LoadError(f'in_memory is "all" or "one", not {in_memory!r}')
-    given = {"base": base, "tuned": tuned, "controls": controls, "replicates": replicates, "reward": reward}
-    models = {name: value for name, value in given.items() if value is not None}
+    named = {"base": base, "tuned": tuned, "controls": controls, "replicates": replicates, "reward": reward}
+    models = {name: value for name, value in named.items() if value is not None}
     for name in ("controls", "replicates"):
         if isinstance(models.get(name), (str, os.PathLike)) or not isinstance(models.get(name, ()), Sequence):
             raise LoadError(f"{name} is a list of models, not one; put it in brackets")

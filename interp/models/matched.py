@@ -93,7 +93,7 @@ def load_matched(
     again = loaded is not None and sources[0] is base
     first = loaded if loaded is not None and again else _load(sources[0], shared, options)
     if one_in_memory and not again:
-        first = offloaded(first, "base", own=isinstance(sources[0], (str, os.PathLike)))
+        first = offloaded(first, "base", sole=isinstance(sources[0], (str, os.PathLike)))
     if shared is not None and not isinstance(shared, (str, os.PathLike)) and first.tokenizer is not shared:
         first = replace(first, tokenizer=shared)
     shared = first.tokenizer if isinstance(shared, (str, os.PathLike)) else shared
@@ -102,7 +102,7 @@ def load_matched(
         borrowed = first.tokenizer if shared is None and isinstance(source, nn.Module) else shared
         policy = _load(source, borrowed, {**_base_for(source, sources[0], first), **options})
         if one_in_memory:
-            policy = offloaded(policy, name, own=isinstance(source, (str, os.PathLike)))
+            policy = offloaded(policy, name, sole=isinstance(source, (str, os.PathLike)))
         policies.append(policy if shared is None else replace(policy, tokenizer=shared))
         if one_shape:
             _check_same_shape(first, policy, name)
@@ -145,10 +145,10 @@ def load_matched_many(
     Raises:
         InterpError: as `load_matched`.
     """
-    found: dict[str, MatchedModels] = {}
+    matched: dict[str, MatchedModels] = {}
     first: MatchedModels | None = None
     for name, source in tuned.items():
-        found[name] = load_matched(
+        matched[name] = load_matched(
             base,
             source,
             controls=controls if first is None or one_in_memory else first.controls,
@@ -158,9 +158,9 @@ def load_matched_many(
             loaded=None if first is None else first.base,
             **how,
         )
-        if first is None and tokenizer != "tuned" and found[name].base.parts.vocab is None:
-            first = found[name]
-    return found
+        if first is None and tokenizer != "tuned" and matched[name].base.parts.vocab is None:
+            first = matched[name]
+    return matched
 
 
 def _numbered(name: str, sources: Sequence[Any]) -> Iterator[str]:
@@ -195,8 +195,8 @@ def _base_for(source: Any, base_source: Any, base: Policy) -> dict[str, Any]:
         return {}
     under = base_source
     if isinstance(base_source, (str, os.PathLike)):
-        own = adapter_folder(base_source)
-        under = base_source if own is None else adapter_base(own)
+        of_base = adapter_folder(base_source)
+        under = base_source if of_base is None else adapter_base(of_base)
     try:
         named = adapter_base(folder)
     except LoadError:  # it names none
@@ -305,22 +305,22 @@ def remarks(base: Policy, other: Policy, texts: Sequence[str] = (), name: str = 
         texts: the prompts, as both are to read them.
         name: how a remark calls the other model.
     """
-    found = []
-    own = other.tokenizer.get_vocab().keys() - base.tokenizer.get_vocab().keys()
-    shredded = sorted(token for token in own if any(token in text for text in texts))
+    notes = []
+    added = other.tokenizer.get_vocab().keys() - base.tokenizer.get_vocab().keys()
+    shredded = sorted(token for token in added if any(token in text for text in texts))
     if shredded and shared_tokens(base.tokenizer, other.tokenizer) is not None:
-        found.append(
+        notes.append(
             f"The prompts hold {shredded[0]!r}, a token that only {name} has: both models read it in base's pieces, as"
             f" {name} was not trained to; pass tokenizer={name!r} where base's embedding has a row for it."
         )
     kinds = [policy.description["dtype"] for policy in (base, other)]
     if kinds[0] != kinds[1]:
-        found.append(
+        notes.append(
             f"base is in {kinds[0]}, {name} in {kinds[1]}: part of the difference is rounding; dtype= loads both alike."
         )
     first, second = (_config(policy.model) for policy in (base, other))
     keys = [key for key in sorted({*first, *second}) if key not in _IDLE and "drop" not in key and key[:1] != "_"]
     differ = [f"{key} ({first.get(key)} and {second.get(key)})" for key in keys if first.get(key) != second.get(key)]
     if differ:
-        found.append(f"The configs of base and {name} differ in {', '.join(differ[:3])}: not all of this is training.")
-    return found
+        notes.append(f"The configs of base and {name} differ in {', '.join(differ[:3])}: not all of this is training.")
+    return notes

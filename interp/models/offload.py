@@ -62,13 +62,13 @@ class Pages:
 def pages_of(model: nn.Module) -> Pages:
     """Find the pages of a model. It takes some milliseconds; on other systems than Linux there are none."""
     storages = {s.data_ptr(): s.nbytes() for s in (weight.untyped_storage() for weight in model.parameters())}
-    found, inside = [], 0
+    mapped, inside = [], 0
     for start, end in _unchanged_files():
-        held = sum(size for address, size in storages.items() if start <= address and address + size <= end)
-        if held:
-            found.append((start, end))
-            inside += held
-    return Pages(model, tuple(found), inside / max(1, sum(storages.values())))
+        taken = sum(size for address, size in storages.items() if start <= address and address + size <= end)
+        if taken:
+            mapped.append((start, end))
+            inside += taken
+    return Pages(model, tuple(mapped), inside / max(1, sum(storages.values())))
 
 
 def _unchanged_files() -> Iterator[tuple[int, int]]:
@@ -89,7 +89,7 @@ _SHARD = "200MB"
 """Size of the files into which weights are copied: writing one takes as much memory again."""
 
 
-def offloaded(policy: Policy, name: str, *, own: bool) -> Policy:
+def offloaded(policy: Policy, name: str, *, sole: bool) -> Policy:
     """A policy whose weights are mapped from a file and not in memory until they are next read.
 
     Weights that are no mapping already (another dtype was asked for, or they came pickled) are copied to a temporary
@@ -98,7 +98,7 @@ def offloaded(policy: Policy, name: str, *, own: bool) -> Policy:
     Args:
         policy: a policy on the CPU.
         name: how an error calls it.
-        own: nobody else holds the module, so that its memory can go.
+        sole: nobody else holds the module, so that its memory can go.
 
     Raises:
         LoadError: somebody else holds it, or it is not on the CPU.
@@ -110,7 +110,7 @@ def offloaded(policy: Policy, name: str, *, own: bool) -> Policy:
         )
     pages = pages_of(policy.model)
     if pages.share < 0.9:
-        if not own:
+        if not sole:
             raise LoadError(
                 f'in_memory="one" reads models from their files, {name} is a loaded {type(policy.model).__name__};'
                 " name its folder, or leave in_memory out"
@@ -268,7 +268,7 @@ class AllInMemory:
         for number, batch in enumerate(batches):
             trace = base.trace(batch, sites)
             if len(others) > 1 and _to_keep(trace) <= KEPT_BYTES:
-                trace = replace(trace, kept={})
+                trace = replace(trace, cache={})
             for index, other in enumerate(others):
                 yield TracePair(number, index, trace, other.trace(batch, sites))
             del trace  # or it would stay until the next batch's is there too
@@ -309,9 +309,9 @@ class OneInMemory:
 
     def only(self, policy: Policy | None) -> None:
         """Give back the pages of every model but that of `policy`."""
-        for each in self.pages:
-            if policy is None or each.model is not policy.model:
-                each.release()
+        for pages in self.pages:
+            if policy is None or pages.model is not policy.model:
+                pages.release()
 
     def pairs(
         self, base: Policy, others: Sequence[Policy], batches: Iterable[Batch], sites: Sequence[Site]

@@ -126,8 +126,8 @@ def reward_of(pair: CheckpointPair, asked: Mapping[str, Any]) -> tuple[Any, dict
     """The reward that a pair was tuned toward, and how it was read; what is asked for goes before."""
     reward = pair.reward
     if reward is None:
-        why = "names no reward" if pair.path is None else "was tuned toward a function or a sum of rewards, not kept"
-        raise MeasureError(f"the pair {pair.name} {why}; pass reward=")
+        why = "names no reward" if pair.path is None else "was tuned toward a function or a sum of rewards"
+        raise MeasureError(f"the pair {pair.name} {why}, so there is no reward model to load; name one")
     recipe: dict[str, Any] = {"label": None, "output": None, "optimised": None}
     if "reward" not in pair.models:
         how = pair.manifest["reward"]

@@ -36,7 +36,7 @@ class Trace:
         activations: what was captured, by site (shapes: see `interp.hooks.capture`).
         outside: probability, at each prompt's last token, of the tokens that `logits` leaves out (see
             `Policy.limited`), or None where it leaves out none.
-        kept: what was computed of this trace alone, where several others are compared with it; None keeps nothing.
+        cache: what was computed of this trace alone, where several others are compared with it; None keeps nothing.
     """
 
     policy: Policy
@@ -44,7 +44,7 @@ class Trace:
     logits: Float[Tensor, "batch seq vocab"]
     activations: Mapping[Site, Tensor]
     outside: Float[Tensor, " batch"] | None = None
-    kept: dict[Any, Any] | None = field(default=None, compare=False, repr=False)
+    cache: dict[Any, Any] | None = field(default=None, compare=False, repr=False)
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
         """What `make` gives of this trace alone: computed once where the trace keeps such things.
@@ -53,19 +53,19 @@ class Trace:
             key: says what it is, and all that it depends on besides the trace.
             make: computes it.
         """
-        if self.kept is None:
+        if self.cache is None:
             return make()
-        if key not in self.kept:
-            self.kept[key] = make()
-        return self.kept[key]
+        if key not in self.cache:
+            self.cache[key] = make()
+        return self.cache[key]
 
     def __getitem__(self, site: Site) -> Tensor:
         return self.activations[site]
 
     def last(self, site: Site) -> Tensor:
         """The activation at each prompt's last token, float64."""
-        found: Tensor = self.once(("last", site), lambda: self.batch.at_last_prompt(self.activations[site]).double())
-        return found
+        state: Tensor = self.once(("last", site), lambda: self.batch.at_last_prompt(self.activations[site]).double())
+        return state
 
     @property
     def last_logits(self) -> Float[Tensor, "batch vocab"]:
@@ -241,7 +241,7 @@ def _refuse_other(source: object) -> None:
         raise LoadError(f"the reward model {source.name} predicts no tokens; pass a language model")
     if not isinstance(source, (str, os.PathLike, nn.Module)):
         what = "a function" if callable(source) else f"a {type(source).__name__}"
-        raise LoadError(f"a model is a folder, a hub id, a loaded module or a Policy, not {what}")
+        raise LoadError(f"a model is a folder, a hub id or a loaded module, not {what}")
 
 
 def _describe(

@@ -80,10 +80,10 @@ def check_placement(
         if device_map is not None:
             raise LoadError("device puts the model on one device, device_map on several; give one of them")
         try:
-            found = torch.empty(0, device=device).device
+            place = torch.empty(0, device=device).device
         except (RuntimeError, AssertionError, TypeError) as error:
             raise LoadError(f"there is no device {device!r} on this machine; use cpu, or cuda with a GPU") from error
-        if found.type == "meta":
+        if place.type == "meta":
             raise LoadError("the device meta holds no weights; use cpu, or cuda with a GPU")
     if device_map is not None and find_spec("accelerate") is None:
         raise MissingExtra("lora", "device_map")
@@ -162,14 +162,14 @@ def load_model(
         MissingExtra: device_map needs accelerate.
     """
     check_placement(dtype, device, device_map)
-    found = locate(source, revision)
+    located = locate(source, revision)
     options: dict[str, Any] = {"dtype": dtype, "device": device, "device_map": device_map}
     options |= {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
-    if found.folder is not None and is_adapter(found.folder):
-        return _load_adapter(found.folder, base, head=head, **options)
+    if located.folder is not None and is_adapter(located.folder):
+        return _load_adapter(located.folder, base, head=head, **options)
     if base is not None:
-        raise LoadError(f"{found.name} is a whole model, no adapter; leave base out")
-    return _load_whole(found, head, **options)
+        raise LoadError(f"{located.name} is a whole model, no adapter; leave base out")
+    return _load_whole(located, head, **options)
 
 
 def _load_adapter(folder: Path, base: Source | None, *, head: Head, allow_pickle: bool, **options: Any) -> nn.Module:
@@ -209,7 +209,7 @@ def adapter_base(folder: Path, base: str | os.PathLike[str] | None = None) -> st
 
 
 def _load_whole(
-    found: Located,
+    located: Located,
     head: Head,
     *,
     dtype: torch.dtype | str | None,
@@ -218,11 +218,11 @@ def _load_whole(
     trust_remote_code: bool,
     allow_pickle: bool,
 ) -> nn.Module:
-    name = found.name
-    if found.folder is not None:
-        check_folder(found.folder, allow_pickle=allow_pickle)
+    name = located.name
+    if located.folder is not None:
+        check_folder(located.folder, allow_pickle=allow_pickle)
     with _quiet():
-        config = _load_config(found, trust_remote_code)
+        config = _load_config(located, trust_remote_code)
         architecture = (getattr(config, "architectures", None) or [type(config).__name__])[0]
         check_head(architecture, head, name)
         kind = getattr(transformers, architecture, None)
@@ -243,7 +243,7 @@ def _load_whole(
                 ignore_mismatched_sizes=True,  # so that they are in the report, and refused by their names
                 **({} if device_map is None else {"device_map": device_map}),
                 **trusted,
-                **found.options,
+                **located.options,
             )
         except Exception as error:  # transformers raises whatever its classes stumble over in an odd config
             raise _failed(error, name, "weights") from error
@@ -256,15 +256,15 @@ def _load_whole(
         raise _failed(error, name, "weights") from error
 
 
-def _load_config(found: Located, trust_remote_code: bool) -> Any:
+def _load_config(located: Located, trust_remote_code: bool) -> Any:
     try:
         config = transformers.AutoConfig.from_pretrained(
-            found.name, trust_remote_code=trust_remote_code, **found.options
+            located.name, trust_remote_code=trust_remote_code, **located.options
         )
     except Exception as error:  # as above
-        raise _failed(error, found.name, "config") from error
-    if found.folder is not None:
-        check_shape_keys(found.folder / "config.json", config)
+        raise _failed(error, located.name, "config") from error
+    if located.folder is not None:
+        check_shape_keys(located.folder / "config.json", config)
     return config
 
 
@@ -276,8 +276,8 @@ def load_tokenizer(
     Raises:
         LoadError: there is none.
     """
-    found = locate(source, revision)
-    folder = found.folder
+    located = locate(source, revision)
+    folder = located.folder
     if folder is not None and not _holds_tokenizer(folder):
         if is_adapter(folder):
             return load_tokenizer(adapter_base(folder), trust_remote_code=trust_remote_code)
@@ -285,12 +285,12 @@ def load_tokenizer(
     with _quiet():
         try:
             loaded = transformers.AutoTokenizer.from_pretrained(
-                found.name, trust_remote_code=trust_remote_code, **found.options
+                located.name, trust_remote_code=trust_remote_code, **located.options
             )
         except InterpError:
             raise
         except Exception as error:  # tokenizers raises bare Exception on a damaged file
-            raise _failed(error, found.name, "tokenizer") from error
+            raise _failed(error, located.name, "tokenizer") from error
     _remember_less(loaded)
     return loaded
 

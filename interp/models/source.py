@@ -50,10 +50,10 @@ def split_revision(source: str | os.PathLike[str], revision: str | None = None) 
     Raises:
         LoadError: there are two revisions.
     """
-    name, _, own = os.fspath(source).partition("@")
-    if own and revision is not None and own != revision:
+    name, _, named = os.fspath(source).partition("@")
+    if named and revision is not None and named != revision:
         raise LoadError(f"{os.fspath(source)!r} names one revision and revision={revision!r} another; give one")
-    return name, own or revision
+    return name, named or revision
 
 
 def local_folder(source: str | os.PathLike[str]) -> Path | None:
@@ -144,10 +144,10 @@ def _in_cache(name: str, revision: str | None, error: Exception) -> Located:
     from huggingface_hub import try_to_load_from_cache
 
     for file in ("config.json", ADAPTER_CONFIG):
-        found = try_to_load_from_cache(name, file, revision=revision)
-        if isinstance(found, str):
+        file_path = try_to_load_from_cache(name, file, revision=revision)
+        if isinstance(file_path, str):
             options = {"local_files_only": True, **({"revision": revision} if revision else {})}
-            adapter = Path(found).parent if file == ADAPTER_CONFIG else None
+            adapter = Path(file_path).parent if file == ADAPTER_CONFIG else None
             return Located(str(adapter or name), adapter, {} if adapter else options)
     reason = "is switched off by HF_HUB_OFFLINE" if "offline mode" in str(error) else "cannot be reached"
     raise LoadError(
@@ -233,7 +233,8 @@ def check_folder(folder: Path, *, allow_pickle: bool = False) -> None:
     if not (folder / "config.json").is_file():
         for file, what in (
             ("pair.json", "a pair, not a model; name its tuned/, or what its pair.json calls base or reward"),
-            ("comparison.nc", "a saved comparison, not a model; open it with `interp report` or Comparison.load"),
+            ("result.nc", "a saved result, not a model; open it with `interp report` or interp.load_result"),
+            ("comparison.nc", "a saved result, not a model; open it with `interp report` or interp.load_result"),
         ):
             if (folder / file).is_file():
                 raise LoadError(f"{folder} is {what}")
@@ -308,6 +309,6 @@ def check_shape_keys(file: Path, config: Any) -> None:
     if "text_config" in written or not hasattr(config, "hidden_size"):
         return
     for key in _SHAPE_KEYS:
-        own = aliases.get(key, key)
-        if own not in written and key not in written:
-            raise LoadError(f"{file} does not give {own}; write it as the model was trained with, or copy it again")
+        name = aliases.get(key, key)
+        if name not in written and key not in written:
+            raise LoadError(f"{file} does not give {name}; write it as the model was trained with, or copy it again")

@@ -54,10 +54,10 @@ class ValueHead:
             file = file / reference["path"]
         if not file.is_file():
             raise LoadError(f"there is no value head at {file}; name a pair's folder or its value_head.safetensors")
-        found = load_file(file)
-        if sorted(found) != sorted(_KEYS):
-            raise LoadError(f"{file} holds {', '.join(sorted(found))}; a value head holds {', '.join(_KEYS)}")
-        return cls(found)
+        weights = load_file(file)
+        if sorted(weights) != sorted(_KEYS):
+            raise LoadError(f"{file} holds {', '.join(sorted(weights))}; a value head holds {', '.join(_KEYS)}")
+        return cls(weights)
 
     @property
     def d_model(self) -> int:
@@ -99,13 +99,13 @@ def values_along(
             " this model's own pair"
         )
     model: Any = policy.model
-    found: list[Tensor] = []
+    along: list[Tensor] = []
     for start in range(0, len(prompt_ids), batch_size):
         part = slice(start, start + batch_size)
         encoder = None if encoder_ids is None else encoder_ids[part]
         batch = make_batch(prompt_ids[part], responses[part], encoder=encoder).to(policy.device)
         states: list[Tensor] = []
-        handle = model.get_decoder().register_forward_hook(lambda *call, kept=states: kept.append(call[2][0]))
+        handle = model.get_decoder().register_forward_hook(lambda *call, into=states: into.append(call[2][0]))
         try:
             with inference(model):
                 model(**forward_inputs(policy.parts, batch))
@@ -114,5 +114,5 @@ def values_along(
         values = head(states[-1]).cpu()
         for row in range(len(values)):
             end = int(batch.first[row] + batch.lengths[row])
-            found.append(values[row, int(batch.last_prompt[row]) : end])
-    return found
+            along.append(values[row, int(batch.last_prompt[row]) : end])
+    return along

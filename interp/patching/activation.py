@@ -1,8 +1,8 @@
 """Activation patching: across two models, or within one between clean and corrupted prompts.
 
-    found = activation_patching(base, tuned, prompts, sites="z")       # what suffices: tuned's heads in base
-    found = activation_patching(tuned, base, prompts, sites="z")       # what reverses it: base's heads in tuned
-    found.map("z")                                                     # recovery, layer by head
+    result = activation_patching(base, tuned, prompts, sites="z")       # what suffices: tuned's heads in base
+    result = activation_patching(tuned, base, prompts, sites="z")       # what reverses it: base's heads in tuned
+    result.map("z")                                                     # recovery, layer by head
 
 Of policies and of reward models. `patch_runs` does the same of models that are loaded, tokenised and checked already.
 """
@@ -140,20 +140,10 @@ def patch_runs(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Patching:
-    """`activation_patching` of runs that are open.
+    """`activation_patching` of runs that are open (`open_runs`), whose other arguments are the same.
 
-    Args:
-        runs: recipient, source and what they read (`open_runs`).
-        sites: see `activation_patching`, as for what is not named here.
-        positions: see there.
-        metric: see there.
-        replacement: what is put in, where it is not the source's activations; None: the source's.
-        batch_size: prompts a pass.
-        tokens: most tokens of a pass that carries several patches.
-        draws: see there.
-        short_cut: see there.
-        seed: see there.
-        progress: see there.
+    `replacement` is what is put in where it is not the source's activations, `tokens` the most tokens of a pass that
+    carries several patches.
     """
     check_whole(batch_size=batch_size, tokens=tokens)
     check_whole(0, draws=draws, seed=seed)

@@ -127,19 +127,9 @@ def reward_runs(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Patching:
-    """`reward_patching` of runs that are open.
+    """`reward_patching` of runs that are open (`open_runs`), whose other arguments are the same.
 
-    Args:
-        runs: recipient, source and what they read.
-        reward: a reward model or a function.
-        sites: see `reward_patching`, as for what is not named here.
-        positions: see there.
-        sampling: see there.
-        draws: see there.
-        batch_size: see there.
-        short_cut: False runs whole passes at every step; the samples are the same up to rounding.
-        seed: see there.
-        progress: see there.
+    `short_cut=False` runs whole passes at every step; the samples are the same up to rounding.
     """
     check_whole(batch_size=batch_size)
     check_whole(0, draws=draws, seed=seed)

@@ -78,7 +78,8 @@ class Steering(Result):
         """One row a dose."""
         data = self.dataset
         names = ("mean", "mean_low", "mean_high", "recovery", "recovery_low", "recovery_high")
-        frame = pd.DataFrame({"dose": data["dose"].values, **{name: data[name].values for name in names}})
+        columns = {name: data[name].values + 0.0 for name in names}  # + 0.0: no minus before a zero
+        frame = pd.DataFrame({"dose": data["dose"].values, **columns})
         return frame.assign(**random_range(data, "random_metric"))
 
 

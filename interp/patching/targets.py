@@ -123,7 +123,7 @@ def _positions(positions: Any, width: int) -> list[Position]:
         return [positions]  # type: ignore[list-item]
     listed = positions if isinstance(positions, (list, tuple, range, np.ndarray)) else [positions]
     if len(listed) and all(isinstance(item, (int, np.integer)) and not isinstance(item, bool) for item in listed):
-        numbers = [int(each) for each in listed]
+        numbers = [int(place) for place in listed]
         for number in numbers:
             if not -width <= number < width:
                 raise MeasureError(f"there is no position {number}; the longest prompt has {width} tokens")

@@ -1,4 +1,4 @@
-"""Circuits: faithfulness over size, two models' circuits side by side, and a drawing of one as a graph."""
+"""Circuits: faithfulness over size, two models' circuits side by side, one as a graph, paths and parts of heads."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, Patch
@@ -16,6 +17,7 @@ from interp.errors import MeasureError
 from interp.plot.registry import figure
 from interp.plot.style import (
     BASE,
+    DIVERGING,
     GREY,
     HALO,
     INK,
@@ -24,6 +26,7 @@ from interp.plot.style import (
     TUNED,
     foot_legend,
     house_style,
+    index_ticks,
     panels,
     sheet,
     zero_line,
@@ -43,6 +46,15 @@ _DARK = ("#009E73", "#6b6b6b")
 
 STRONGEST = 40
 """Edges that are drawn of scores where none are named."""
+
+
+@runtime_checkable
+class Tabled(Protocol):
+    """What can be drawn from its arrays alone."""
+
+    @property
+    def dataset(self) -> xr.Dataset:
+        """What the verb gives."""
 
 
 @runtime_checkable
@@ -76,7 +88,7 @@ class Compared(Protocol):
 
 
 @figure("faithfulness")
-def faithfulness(curve: Any, *, width: float = PAGE) -> Figure:
+def faithfulness(curve: Tabled, *, width: float = PAGE) -> Figure:
     """The share of a model's behaviour that its strongest edges carry, over their number, beside random circuits.
 
     Args:
@@ -344,6 +356,63 @@ def _graph_handles(states: xr.DataArray | None, places: dict[str, Any], strength
             if name in there
         ]
     return handles
+
+
+@figure("path_patching", needs=("effect",))
+def paths(result: Tabled, *, width: float = PAGE) -> Figure:
+    """What each sender (a row) tells each receiver (a column), as a share of the gap between the two runs.
+
+    Where the runs do not differ enough for a share, the mean effect is drawn. White: there is no such path.
+
+    Args:
+        result: of `interp.circuits.path_patching`.
+        width: of the figure in cm.
+    """
+    data = result.dataset
+    table, label = data["recovery"].values, "share of the gap"
+    if not np.isfinite(table).any():
+        table, label = data["effect"].mean("prompt").values, f"{data.attrs['metric']}, patched less recipient"
+    drawn = np.flatnonzero(np.isfinite(table).any(1))
+    with house_style():
+        names = data["component"].values[drawn], data["site"].values
+        return _map(table[drawn], names, f"Paths: {label}", "receiver", width)
+
+
+@figure("head_changes", needs=("recovery",))
+def parts(result: Tabled, *, width: float = PAGE) -> Figure:
+    """How much of the metric each part of a head, taken from tuned, brings back: heads as rows, parts as columns.
+
+    Args:
+        result: of `interp.circuits.head_changes`.
+        width: of the figure in cm.
+    """
+    data = result.dataset
+    with house_style():
+        names = data["label"].values, data["part"].values
+        return _map(data["recovery"].values, names, "Parts of heads: share of the gap", "taken from tuned", width)
+
+
+def _map(table: np.ndarray, names: tuple[np.ndarray, np.ndarray], title: str, xlabel: str, width: float) -> Figure:
+    """A table as colours about 0, with its numbers where there is room."""
+    rows, columns = table.shape
+    bound = float(np.nanmax(np.abs(table), initial=0.0)) or 1.0
+    figure = sheet(min(width, 4.5 + 1.5 * columns), float(np.clip(0.28 * rows + 1.6, 2.4, 8.5)))
+    ax = figure.subplots()
+    mesh = ax.pcolormesh(np.ma.masked_invalid(table), norm=Normalize(-bound, bound), cmap=DIVERGING, rasterized=True)
+    ax.set_ylim(rows, 0)
+    shown, across = index_ticks(rows, 26), index_ticks(columns, 14)
+    ax.set_yticks(np.array(shown) + 0.5, names[0][shown])
+    ax.set_xticks(np.array(across) + 0.5, names[1][across])
+    ax.tick_params(length=2)
+    ax.set_xlabel(xlabel)
+    ax.set_title(title)
+    if rows <= 26 and columns <= 8:
+        for (row, column), value in np.ndenumerate(table):
+            if np.isfinite(value):
+                colour = "white" if abs(value) > 0.6 * bound else INK
+                ax.text(column + 0.5, row + 0.5, f"{value:.2g}", ha="center", va="center", fontsize=7, color=colour)
+    figure.colorbar(mesh, ax=ax, pad=0.02).outline.set_visible(False)
+    return figure
 
 
 @figure("circuit_comparison")

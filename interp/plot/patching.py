@@ -38,6 +38,7 @@ from interp.plot.style import (
     units,
     zero_line,
 )
+from interp.stats import MIN_PROMPTS
 
 LEVEL = 0.05
 
@@ -68,7 +69,8 @@ def recovery_map(
     """Recovery of every patch of one site as a map: layer by head, or layer by position.
 
     A dot marks cells whose p (sign-flip max-T over the whole map) is under 0.05. Where the two runs do not differ
-    enough for a recovery, the mean effect is drawn instead.
+    enough for a recovery, the mean effect is drawn instead. A cell whose token only some prompts have stays blank
+    where these are under 8.
 
     Args:
         result: of `interp.patching.activation_patching`.
@@ -91,7 +93,9 @@ def recovery_map(
         raise MeasureError(f"{name} was patched by layer alone; draw bars(result), or patch positions='each'")
     (across,) = map(str, dims)
     table = values.transpose("layer", across).values.astype(float)
-    p = result.map(name, "p", stack=stack).transpose("layer", across).values
+    p, prompts = (result.map(name, what, stack=stack).transpose("layer", across).values for what in ("p", "prompts"))
+    blank = (prompts < MIN_PROMPTS) & (prompts < result.dataset.sizes["prompt"])
+    table, p = np.where(blank, np.nan, table), np.where(blank, np.nan, p)
     finite = np.abs(table[np.isfinite(table)])
     bound = float(finite.max(initial=0.0)) or 1.0
     with house_style():
@@ -104,9 +108,9 @@ def recovery_map(
             linewidth=0.6 if max(table.shape) <= 16 else 0, rasterized=table.size > 400,
         )  # fmt: skip
         ax.set_ylim(table.shape[0] - 0.5, -0.5)
-        ax.set_yticks(index_ticks(table.shape[0], 16))
-        ticks = index_ticks(table.shape[1], 16)
-        ax.set_xticks(ticks)
+        for axis, dim, size in ((ax.yaxis, "layer", table.shape[0]), (ax.xaxis, across, table.shape[1])):
+            ticks = index_ticks(size, 16)
+            axis.set_ticks(ticks, [str(values[dim].values[tick]) for tick in ticks])
         if tokens is not None and across == "pos":
             ax.set_xticks(range(len(tokens)), [repr(token) for token in tokens], rotation=40, ha="right")
         ax.tick_params(length=2)
@@ -117,7 +121,9 @@ def recovery_map(
         if np.isfinite(p).any():
             text = "Dot: p < 0.05, the largest of the whole map taken into account (sign flips over prompts)"
         else:
-            text = "No significance: fewer than 8 groups of prompts"
+            text = f"No significance: fewer than {MIN_PROMPTS} groups of prompts"
+        if blank.any():
+            text += f". Blank: fewer than {MIN_PROMPTS} prompts have the token"
         figure.supxlabel(_fit(text, figure), x=0.01, ha="left", fontsize=8)
         return figure
 

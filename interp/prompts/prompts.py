@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import textwrap
 import os
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from markupsafe import Markup
 
 from interp.errors import MeasureError
@@ -86,7 +87,7 @@ def view(result: Result, name: str = "result") -> View:
     """
     frame = result.summary()
     table = cells(frame.head(ROWS))
-    words = {str(column) for column in frame.columns if frame[column].dtype == object}
+    words = {str(column) for column in frame.columns if not pd.api.types.is_numeric_dtype(frame[column].dtype)}
     return View(
         name,
         result.title,

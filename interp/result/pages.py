@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,12 @@ def check_page(path: str | os.PathLike[str]) -> None:
 
 def template(name: str, package: str = "interp.report") -> Template:
     """A template. Every value is escaped, and loses its control characters; Markup was made here and passes."""
-    environment = Environment(
+    return _environment(package).get_template(name)
+
+
+@cache
+def _environment(package: str) -> Environment:
+    return Environment(
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -39,7 +45,6 @@ def template(name: str, package: str = "interp.report") -> Template:
         finalize=_finalize,
         loader=FunctionLoader(lambda each: resource(each, package)),
     )
-    return environment.get_template(name)
 
 
 def _finalize(value: Any) -> Any:

@@ -128,7 +128,7 @@ def load_gold(source: Place, *, label: str | None, output: Output) -> RewardMode
     try:
         return RewardModel.load(source, label=label, output=output)
     except LoadError as error:
-        said = str(error).replace("label= (--label)", "gold_label=")
+        said = str(error).replace("label= (--label)", "interp.load_reward(..., label=...) as gold=")
         raise LoadError(f"gold: {said}") from error
 
 

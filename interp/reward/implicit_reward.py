@@ -10,24 +10,26 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from interp.errors import MeasureError
+from interp.errors import MeasureError, renamed
 from interp.measures.arrays import MODELS, TokenTexts, dataset, strings, variable
-from interp.metrics import check_whole
-from interp.models import Policy, Source
+from interp.metrics import RewardFunction, check_whole, resolve_reward
+from interp.models import Policy, Source, as_policy
 from interp.models.optimised import Optimised
+from interp.progress import Progress, no_progress
 from interp.prompts import Prompts, TokenizedPrompts, check_same_vocabulary
 from interp.result import Result, number
 from interp.reward.fixed_effects import Slopes, centred, fixed_effects, permutations_within, spearman_within, unit_ranks
 from interp.reward.responses import (
     Reads,
     Responses,
-    Reward,
     read_prompts,
     respond,
     response_log_probs,
     reward_words,
     scores,
 )
+from interp.reward.texts import RewardLike
+from interp.sampling import Sampling
 from interp.stats import bootstrap_mean, permutation_p
 
 FEWEST = 8
@@ -92,19 +94,24 @@ class ImplicitReward(Result):
         ]
 
 
+@renamed(
+    samples="pass sampling=Sampling(samples=...)",
+    max_new_tokens="pass sampling=Sampling(max_new_tokens=...)",
+    permutations="pass draws=...",
+)
 def implicit_reward(
     base: Source | Policy,
     tuned: Source | Policy,
-    reward: Reward,
+    reward: RewardLike | RewardFunction,
     prompts: Prompts | Sequence[str],
     *,
-    samples: int = 8,
+    sampling: Sampling = Sampling(),
     optimised: Callable[[np.ndarray], np.ndarray] | None = None,
     reads: Reads = "sample",
-    max_new_tokens: int = 24,
-    permutations: int = 999,
+    draws: int = 999,
     seed: int = 0,
     batch_size: int = 32,
+    progress: Progress | None = None,
 ) -> ImplicitReward:
     """Regress the policy's shift on the reward: log pi_tuned(y|x) - log pi_base(y|x) against r(x, y).
 
@@ -136,57 +143,66 @@ def implicit_reward(
     Args:
         base: base model.
         tuned: tuned model, of the same vocabulary.
-        reward: what it was tuned toward: a reward model, or a function called with keywords as
+        reward: what it was tuned toward: what `interp.load_reward` takes, or a function called with keywords as
             f(samples=[...], prompts=[...], outputs=[...]).
         prompts: what is responded to.
-        samples: responses to each prompt, half of them each model's; even, at least 8.
+        sampling: how responses are drawn: `samples` to each prompt, half of them each model's (even, at least 8, which
+            is what None means); `max_new_tokens` of the recipe; temperature 1 and the whole distribution, as the
+            formula asks.
         optimised: what made the raw score the reward that was optimised: an `Optimised`, any function of an array of
-            scores, or None, where it was the raw score.
+            scores, or None: what the reward model was loaded with, else the raw score.
         reads: what a reward model reads: prompt and response as one text, or the response.
-        max_new_tokens: most tokens of a response, the end token included; take the recipe's.
-        permutations: draws of the null.
+        draws: permutations of the null.
         seed: seed of samples, intervals and null.
         batch_size: responses a forward pass.
+        progress: told of the "models" whose responses are drawn and scored.
 
     Raises:
         MeasureError: too few or an odd number of samples, or the reward is the same for all responses to each prompt,
             or fully told by their length.
         TokenizerMismatch: the models do not share one vocabulary.
     """
+    samples, steps = sampling.samples or FEWEST, sampling.max_new_tokens
     if samples < FEWEST or samples % 2:
         raise MeasureError(f"samples must be even and at least {FEWEST}, half from each model, not {samples}")
-    if permutations < 1:
-        raise MeasureError(f"permutations must be at least 1, not {permutations}; 999 give p down to 0.001")
-    first, second = Policy.load(base), Policy.load(tuned)
+    if not sampling.is_plain:
+        raise MeasureError(
+            "the log-ratio follows the reward at temperature 1 and without top_k and top_p; leave them out"
+        )
+    scorer, told = resolve_reward(reward), progress or no_progress
+    optimised = optimised or getattr(scorer, "optimised", None)
+    first, second = as_policy(base), as_policy(tuned)
     check_same_vocabulary(first.tokenizer, second.tokenizer)
-    check_whole(batch_size=batch_size, max_new_tokens=max_new_tokens, permutations=permutations)
+    check_whole(batch_size=batch_size, draws=draws)
     check_whole(0, seed=seed)
     prompts = prompts if isinstance(prompts, Prompts) else Prompts(prompts)
     tokens, groups = read_prompts([first, second], prompts), np.asarray(prompts.groups, dtype=object)
     shape = (samples // 2, len(tokens))
     said, raw, ratios = [], [], []
-    for policy in (first, second):
-        own = respond(policy, tokens, draws=shape[0], max_new_tokens=max_new_tokens, seed=seed, batch_size=batch_size)
-        raw.append(scores(reward, own, reads=reads))
+    for done, policy in enumerate((first, second)):
+        told("models", done, 2)
+        own = respond(policy, tokens, shape[0], sampling, seed=seed, batch_size=batch_size)
+        raw.append(scores(scorer, own, reads=reads))
         both = [response_log_probs(model, tokens, own, batch_size=batch_size) for model in (second, first)]
         ratios.append([after - before for after, before in zip(*both, strict=True)])
         said.append(own)
-    data = _samples(first, tokens, said, np.stack(raw), ratios, shape, max_new_tokens, optimised or Optimised())
+    told("models", 2, 2)
+    data = _samples(first, tokens, said, np.stack(raw), ratios, shape, steps, optimised or Optimised())
     data = data.assign_coords(group=("prompt", np.unique(groups, return_inverse=True)[1]))
-    words, units = reward_words(reward)
+    words, units = reward_words(scorer)
     data["score"].attrs.update(long_name=f"{words}, raw score", units=units)
     beta = getattr(optimised, "beta", None)
     data.attrs.update(reward=words, seed=seed, beta=_NAN if beta is None else float(beta), samples=samples)
-    return calibrate(data, permutations=permutations, seed=seed)
+    return calibrate(data, draws=draws, seed=seed)
 
 
-def calibrate(data: xr.Dataset, *, permutations: int = 999, seed: int = 0) -> ImplicitReward:
+def calibrate(data: xr.Dataset, *, draws: int = 999, seed: int = 0) -> ImplicitReward:
     """Fit log-ratios that are there already (see `implicit_reward`).
 
     Args:
         data: `log_ratio`, `reward`, `length` and `completion` by [prompt, source, draw], and the coordinate `group` by
             prompt.
-        permutations: draws of the null.
+        draws: permutations of the null.
         seed: seed of intervals and null.
 
     Raises:
@@ -207,7 +223,7 @@ def calibrate(data: xr.Dataset, *, permutations: int = 999, seed: int = 0) -> Im
     side = np.arange(len(y)) // shape[2] % 2
     apart = [_of_source(y, x, index, clusters, side == each, seed) for each in (0, 1)]
     texts = data["completion"].transpose("prompt", "source", "draw").values.ravel()
-    nulls = _nulls(y, r, length, index, texts, permutations, seed)
+    nulls = _nulls(y, r, length, index, texts, draws, seed)
     by_prompt = spearman_within(r, y, index)
     names = ("reward_within", "log_ratio_within", "residual")
     arrays = [each.reshape(shape) for each in (*free, fit.residual)]
@@ -229,7 +245,7 @@ def calibrate(data: xr.Dataset, *, permutations: int = 999, seed: int = 0) -> Im
     mean = bootstrap_mean(by_prompt, np.asarray(data["group"].values), seed=seed)
     for name, value in zip(("spearman_mean", "spearman_lower", "spearman_upper"), mean, strict=True):
         out[name] = xr.Variable((), value, {"long_name": "mean over prompts of spearman", "units": ""})
-    out.attrs["permutations"] = permutations
+    out.attrs["permutations"] = draws
     return ImplicitReward(out)
 
 

@@ -154,7 +154,7 @@ def implicit_arrays(data: xr.Dataset, optimised: Transform, seed: int) -> xr.Dat
         "length": variable(dims, real.sum("step").values.astype(float), "response tokens, end included", "tokens"),
     }
     given = sampled[["completion"]].assign(arrays).assign_coords(group=("prompt", data["group"].values))
-    found = calibrate(given, permutations=PERMUTATIONS, seed=seed).dataset
+    found = calibrate(given, draws=PERMUTATIONS, seed=seed).dataset
     beta = getattr(optimised, "beta", None)
     words = str(data["completion_reward"].attrs.get("long_name", "reward"))
     return found.assign_attrs(
@@ -181,7 +181,7 @@ def token_arrays(data: xr.Dataset, reward: RewardModel, tokenizer: Any, seed: in
     ]
     starts = [len(head) for head in heads]
     groups = np.asarray(data["group"].values)
-    result = join_spans(texts, attributed, moved, starts=starts, groups=groups, permutations=PERMUTATIONS, seed=seed)
+    result = join_spans(texts, attributed, moved, starts=starts, groups=groups, draws=PERMUTATIONS, seed=seed)
     left_out = len(texts) - len(usable)
     remark = (
         f"{left_out} of {len(texts)} responses are empty or too long for the reward model, and not in the token join."

@@ -24,6 +24,7 @@ from interp.reward.joins import (
     token_arrays,
 )
 from interp.reward.over_optimisation import over_optimisation
+from interp.sampling import Sampling
 
 _SAMPLED = frozenset({"completion", "score", "text", "token", "token_log_ratio"})
 """Arrays of the implicit reward that a comparison has already."""
@@ -57,8 +58,8 @@ def _token_join(context: Context) -> xr.Dataset:
 def _over_optimisation(context: Context) -> xr.Dataset:
     settings, reward = context.settings, _reward_of(context)
     assert settings.pair is not None
-    length = settings.sampling.max_new_tokens
-    found = over_optimisation(settings.pair, reward, context.prompts, max_new_tokens=length, seed=settings.seed)
+    sampling = Sampling(max_new_tokens=settings.sampling.max_new_tokens)
+    found = over_optimisation(settings.pair, reward, context.prompts, sampling=sampling, seed=settings.seed)
     return _named(found.dataset, "over_optimisation")
 
 

@@ -11,10 +11,12 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from interp.errors import MeasureError
+from interp.errors import MeasureError, renamed
 from interp.measures.arrays import dataset, variable
-from interp.models import Policy, RewardModel, Source, as_reward
+from interp.metrics import Reward, RewardFunction, resolve_reward
+from interp.models import Policy, RewardModel, Source, as_policy, as_reward
 from interp.pair import CheckpointPair, pair_at
+from interp.progress import Progress, no_progress
 from interp.prompts import Prompts, check_same_vocabulary
 from interp.result import Result
 from interp.reward.checkpoints import (
@@ -27,7 +29,9 @@ from interp.reward.checkpoints import (
     same_reward,
 )
 from interp.reward.fixed_effects import unit_ranks
-from interp.reward.responses import Reads, Reward, read_prompts, respond, response_kl, reward_words, scores
+from interp.reward.responses import Reads, read_prompts, respond, response_kl, reward_words, scores
+from interp.reward.texts import RewardLike
+from interp.sampling import Sampling
 from interp.stats import MIN_PROMPTS, SPLIT_PROMPTS, bootstrap_mean, selection_halves
 
 CAVEAT = (
@@ -42,6 +46,9 @@ _ENDS = ("", "_lower", "_upper")
 _SD = "sd of base's scores"
 
 _RESAMPLES = 2000
+
+SAMPLES = 4
+"""Responses to each prompt from each checkpoint, where `sampling` does not say."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -83,18 +90,22 @@ class OverOptimisation(Result):
         return [*caveat, ".by_step(): a row a checkpoint"]
 
 
+@renamed(
+    samples="pass sampling=Sampling(samples=...)",
+    max_new_tokens="pass sampling=Sampling(max_new_tokens=...)",
+    gold_label="pass gold=interp.load_reward(..., label=...)",
+)
 def over_optimisation(
     pair: CheckpointPair | Place | Mapping[int, Source | Policy],
-    reward: Reward | Place | None = None,
+    reward: RewardLike | RewardFunction | None = None,
     prompts: Prompts | Sequence[str] | None = None,
     *,
-    gold: Reward | Place | None = None,
-    gold_label: str | None = None,
-    samples: int = 4,
+    gold: RewardLike | RewardFunction | None = None,
+    sampling: Sampling | None = None,
     reads: Reads | None = None,
-    max_new_tokens: int | None = None,
     seed: int = 0,
     batch_size: int = 32,
+    progress: Progress | None = None,
 ) -> OverOptimisation:
     """Score the samples of every checkpoint of a training by the optimised reward and by another, against their KL.
 
@@ -120,47 +131,49 @@ def over_optimisation(
         pair: a pair with stored checkpoints or its folder, or policies by optimiser step, the first of them base.
         reward: what was optimised, the proxy. None: the pair's own. A folder or id is read for the pair's label.
         prompts: what is responded to. None: the pair's held-out prompts.
-        gold: another reward, which was not optimised; a folder or id is read for the optimised label.
-        gold_label: the label that a folder or id of `gold` is read for, where it has another name.
-        samples: responses to each prompt from each checkpoint.
+        gold: another reward, which was not optimised; a folder or id is read for the optimised label. Load it with
+            `interp.load_reward(..., label=...)` where its label has another name.
+        sampling: how responses are drawn, `samples` to each prompt from each checkpoint (4, where that is None). None:
+            as long as in the pair's recipe, else up to 24 tokens.
         reads: what reward models read: prompt and response as one text, or the response. None: as in the pair's
             recipe, else "sample".
-        max_new_tokens: most tokens of a response. None: the pair's recipe's, else 24.
         seed: seed of samples and intervals.
         batch_size: responses a forward pass.
+        progress: told of the "checkpoints" whose responses are drawn and scored.
 
     Raises:
-        MeasureError: there are no checkpoints between base and tuned, too few samples, gold is the optimised reward, or
+        MeasureError: there are no checkpoints between base and tuned, gold is the optimised reward, or
             something is left out that the pair does not tell.
         TokenizerMismatch: a checkpoint has another vocabulary than base.
         LoadError: a model cannot be loaded, or lacks the label.
     """
-    if samples < 1:
-        raise MeasureError(f"samples must be at least 1 a prompt, not {samples}")
     pair = _found(pair)
     sources = _policies(pair)
-    rewards = _rewards(pair, reward, gold, gold_label)
+    rewards = _rewards(pair, reward, gold)
     reads = reads or pair_reads(pair)
-    max_new_tokens = max_new_tokens or pair_setting(pair, "generate", "max_new_tokens", 24)
+    sampling = sampling or Sampling(max_new_tokens=pair_setting(pair, "generate", "max_new_tokens", 24))
+    samples, told = sampling.samples or SAMPLES, progress or no_progress
     if prompts is None:
         if not isinstance(pair, CheckpointPair):
             raise MeasureError("policies by step do not say what they were judged on; pass prompts=")
         prompts = pair_prompts(pair)
     prompts = prompts if isinstance(prompts, Prompts) else Prompts(prompts)
     steps = sorted(sources)
-    base = Policy.load(sources[steps[0]])
+    base = as_policy(sources[steps[0]])
     tokens = read_prompts([base], prompts)
     known: dict[str, list[np.ndarray]] = {"score": [], "gold_score": [], "kl": [], "length": []}
-    for step in steps:
+    for done, step in enumerate(steps):
+        told("checkpoints", done, len(steps))
         # One checkpoint is in memory at a time beside base, however many there are.
-        policy = base if step == steps[0] else Policy.load(sources[step])
+        policy = base if step == steps[0] else as_policy(sources[step])
         check_same_vocabulary(base.tokenizer, policy.tokenizer, f"step {step}")
-        said = respond(policy, tokens, draws=samples, max_new_tokens=max_new_tokens, seed=seed, batch_size=batch_size)
+        said = respond(policy, tokens, samples, sampling, seed=seed, batch_size=batch_size)
         for name, each in rewards.items():
             known[name].append(scores(each, said, reads=reads))
         along = response_kl(base, policy, tokens, said, batch_size=batch_size)
         known["kl"].append(np.array([kl.sum() for kl in along]))
         known["length"].append(said.lengths)
+    told("checkpoints", len(steps), len(steps))
     shape = (len(steps), samples, len(tokens))
     arrays = {name: np.stack(rows).reshape(shape).transpose(2, 0, 1) for name, rows in known.items() if rows}
     groups = np.unique(np.asarray(prompts.groups, dtype=object), return_inverse=True)[1]
@@ -188,31 +201,31 @@ def _policies(pair: CheckpointPair | Mapping[int, Source | Policy]) -> dict[int,
 
 def _rewards(
     pair: CheckpointPair | Mapping[int, Any],
-    reward: Reward | Place | None,
-    gold: Reward | Place | None,
-    gold_label: str | None,
+    reward: RewardLike | RewardFunction | None,
+    gold: RewardLike | RewardFunction | None,
 ) -> dict[str, Reward]:
     """The optimised reward as `score`, and gold, where there is one, as `gold_score`."""
     if reward is None:
         if not isinstance(pair, CheckpointPair):
             raise MeasureError("policies by step do not say what they were tuned toward; pass reward=")
-        reward = as_reward(pair)
+        scorer: Reward = as_reward(pair)
     elif isinstance(reward, (str, os.PathLike)):
         how = pair.manifest.get("reward") or {} if isinstance(pair, CheckpointPair) else {}
-        reward = RewardModel.load(reward, label=how.get("label"), output=how.get("output", "probability"))
+        scorer = RewardModel.load(reward, label=how.get("label"), output=how.get("output"))
+    else:
+        scorer = resolve_reward(reward)
     if gold is None:
-        return {"score": reward}
-    if isinstance(gold, (str, os.PathLike)):
-        label = gold_label or (reward.label if isinstance(reward, RewardModel) else None)
-        gold = load_gold(gold, label=label, output=reward.output if isinstance(reward, RewardModel) else "probability")
-    elif gold_label is not None:
-        raise MeasureError("gold_label says what a folder or id is read for; a loaded reward model has its label")
-    if same_reward(reward, gold):
+        return {"score": scorer}
+    if isinstance(gold, (str, os.PathLike)) and isinstance(scorer, RewardModel):
+        other: Reward = load_gold(gold, label=scorer.label, output=scorer.output)
+    else:
+        other = resolve_reward(gold)
+    if same_reward(scorer, other):
         raise MeasureError(
             "gold is the very reward that was optimised (same weights and label), so it cannot fall behind; pass a"
             " reward model of other data, or at least of another seed"
         )
-    return {"score": reward, "gold_score": gold}
+    return {"score": scorer, "gold_score": other}
 
 
 def curve(

@@ -11,9 +11,10 @@ import pandas as pd
 import xarray as xr
 from jaxtyping import Float
 
-from interp.errors import MeasureError, MissingExtra, PromptError
+from interp.errors import MeasureError, MissingExtra, PromptError, renamed
 from interp.measures.arrays import dataset, variable
 from interp.pair import CheckpointPair
+from interp.progress import Progress, no_progress
 from interp.result import Result
 from interp.reward.checkpoints import Place, Training, load_model, trainings_of
 from interp.reward.texts import Pooling, activations, check_texts
@@ -61,6 +62,7 @@ class Probes(Result):
         return [*(line for line in str(attrs.get("notes", "")).split("\n") if line), attrs["caveat"]]
 
 
+@renamed(permutations="pass draws=...")
 def probes(
     models: CheckpointPair | Place | Mapping[str, Training],
     texts: Sequence[str],
@@ -70,9 +72,10 @@ def probes(
     pooling: Pooling = "mean",
     folds: int = 5,
     strength: float = 0.1,
-    permutations: int = 19,
+    draws: int = 19,
     seed: int = 0,
     batch_size: int = 32,
+    progress: Progress | None = None,
 ) -> Probes:
     """Train a linear probe for a concept at every layer of every checkpoint of every model.
 
@@ -88,7 +91,7 @@ def probes(
     random layers hold much of a text, hence the gain over the same layer at step 0); or that one model taught the
     other, as the shares of two trainings are two clocks.
 
-    The cost is one forward pass of the texts through each checkpoint, and layers x folds x (checkpoints + permutations)
+    The cost is one forward pass of the texts through each checkpoint, and layers x folds x (checkpoints + draws)
     small fits, which are nearly all of it. The null is that of the last checkpoint, which is what is judged. The p is
     that of the last checkpoint's best layer among the best layers on shuffled labels, so that the choice is paid for;
     19 is the fewest with which it can reach 0.05.
@@ -105,9 +108,10 @@ def probes(
             output is read (the last of a causal model).
         folds: parts of the cross-validation.
         strength: inverse strength of the probes' L2 penalty (scikit-learn's C).
-        permutations: shuffled labels at each layer of the last checkpoint; a p needs 19, 0 takes no null.
+        draws: shuffles of the labels at each layer of the last checkpoint; a p needs 19, 0 takes no null.
         seed: seed of folds, shuffles and intervals.
         batch_size: texts a forward pass.
+        progress: told of the "checkpoints" that are probed.
 
     Returns:
         Layer 0 is what enters the first block, layer k what leaves the k-th; of an encoder-decoder, the encoder's.
@@ -122,15 +126,18 @@ def probes(
     target, index = _checked(said, labels, groups, folds)
     if pooling not in ("mean", "read"):
         raise MeasureError(f'pooling is "mean" or "read", not {pooling!r}')
-    if permutations < 0 or not strength > 0:
-        raise MeasureError(f"permutations must be 0 or more and strength above 0, not {permutations} and {strength}")
+    if draws < 0 or not strength > 0:
+        raise MeasureError(f"draws must be 0 or more and strength above 0, not {draws} and {strength}")
     courses, notes = trainings_of(models)
     splits = _splits(target, index, folds, seed)
-    shuffled = _shuffles(target, index, permutations, seed)
+    shuffled = _shuffles(target, index, draws, seed)
     found: dict[str, list[_Cell]] = {}
+    told, done, total = progress or no_progress, 0, sum(map(len, courses.values()))
     for name, steps in courses.items():
         found[name] = []
         for step in sorted(steps):
+            told("checkpoints", done, total)
+            done += 1
             states = activations(load_model(steps[step]), said, pooling=pooling, batch_size=batch_size)
             if found[name] and len(states) != len(found[name][0].accuracy):
                 raise MeasureError(
@@ -139,13 +146,14 @@ def probes(
                 )
             last = step == max(steps)  # what is judged; elsewhere a null would cost as much and say no more
             found[name].append(_probed(states, target, splits, shuffled if last else (), strength))
+    told("checkpoints", total, total)
     trained = {name: sorted(steps) for name, steps in courses.items()}
     data = _collected(found, trained, target, index, seed)
     data.attrs.update(
         pooling=pooling,
         folds=folds,
         strength=strength,
-        permutations=permutations,
+        permutations=draws,
         seed=seed,
         caveat=CAVEAT,
         notes="\n".join(notes),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,15 +12,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from interp.divergences import kl_divergence, log_probs
-from interp.errors import MeasureError, TokenizerMismatch
+from interp.errors import TokenizerMismatch
+from interp.metrics import Reward, call_reward
 from interp.models import Policy, RewardModel
 from interp.prompts import Batch, Prompts, TokenizedPrompts, make_batch, response_texts
-from interp.sampling import end_ids, sample
+from interp.sampling import Sampling, end_ids, sample
 
 Reads = Literal["sample", "output"]
-
-Reward = RewardModel | Callable[..., Any]
-"""A reward model, or a function called with keywords as f(samples=[...], prompts=[...], outputs=[...])."""
 
 Ids = tuple[int, ...]
 
@@ -67,17 +65,17 @@ def read_prompts(policies: Sequence[Policy], prompts: Prompts) -> TokenizedPromp
 
 
 def respond(
-    policy: Policy, tokens: TokenizedPrompts, *, draws: int, max_new_tokens: int, seed: int, batch_size: int
+    policy: Policy, tokens: TokenizedPrompts, samples: int, sampling: Sampling, *, seed: int, batch_size: int
 ) -> Responses:
-    """Sample responses to every prompt at temperature 1, from the model's whole distribution.
+    """Sample responses to every prompt.
 
     Two policies that are given one seed share their random numbers.
 
     Args:
         policy: what samples.
         tokens: the prompts.
-        draws: responses to each prompt; the first ones are the same however many are asked for.
-        max_new_tokens: most tokens of a response, the end token included.
+        samples: responses to each prompt; the first ones are the same however many are asked for.
+        sampling: how they are drawn.
         seed: seed of the samples.
         batch_size: prompts a forward pass.
 
@@ -85,14 +83,17 @@ def respond(
         InterpError: a prompt leaves too little room in the context.
     """
     count = len(tokens)
-    rows = [row for _ in range(draws) for row in range(count)]
+    rows = [row for _ in range(samples) for row in range(count)]
     ends, ids = end_ids(policy.model, policy.tokenizer), []
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size]
         drawn = sample(
             policy.model,
             [tokens.prompt_ids[row] for row in part],
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=sampling.max_new_tokens,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
             seed=seed,
             first_index=start,
             end_ids=ends,
@@ -112,33 +113,8 @@ def _as_texts(policy: Policy, tokens: TokenizedPrompts, rows: Sequence[int], ids
 
 
 def scores(reward: Reward, said: Responses, *, reads: Reads = "sample", batch_size: int = 64) -> np.ndarray:
-    """The raw score of each response, float64.
-
-    Args:
-        reward: a reward model or a function (see `Reward`).
-        said: the responses.
-        reads: what a reward model reads: prompt and response as one text, or the response.
-        batch_size: texts that a reward model scores at a time.
-
-    Raises:
-        MeasureError: `reads` is neither, the reward is neither, or a function returned another count or something not
-            finite.
-    """
-    if reads not in ("sample", "output"):
-        raise MeasureError(f'reads is "sample" (prompt and response) or "output" (the response), not {reads!r}')
-    if isinstance(reward, RewardModel):
-        return reward.score(said.samples if reads == "sample" else said.texts, batch_size=batch_size)
-    if not callable(reward):
-        raise MeasureError(
-            f"a reward is a RewardModel or a function of the texts, not a {type(reward).__name__}; load it with"
-            " RewardModel.load"
-        )
-    raw = reward(samples=list(said.samples), prompts=list(said.prompts), outputs=list(said.texts))
-    found = np.asarray(raw, dtype=np.float64)
-    if found.shape != (len(said),) or not np.isfinite(found).all():
-        bad = "not all of them finite" if found.shape == (len(said),) else f"shape {found.shape}"
-        raise MeasureError(f"the reward function must return {len(said)} finite numbers, one a sample; came: {bad}")
-    return found
+    """The raw score of each response, float64 (see `interp.metrics.call_reward`)."""
+    return call_reward(reward, said.samples, said.prompts, said.texts, reads=reads, batch_size=batch_size)
 
 
 def reward_words(reward: Reward) -> tuple[str, str]:

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from interp.errors import MeasureError, PromptError
+from interp.errors import MeasureError, PromptError, renamed
 from interp.measures.arrays import dataset, strings, variable
-from interp.models import Policy, Source
+from interp.models import Policy, Source, as_policy
 from interp.prompts import TokenizedPrompts, check_same_vocabulary, encode
 from interp.result import Result, number
 from interp.reward.fixed_effects import centred, permutations_within, unit_ranks
@@ -62,6 +62,7 @@ class TokenJoin(Result):
         ]
 
 
+@renamed(permutations="pass draws=...")
 def token_join(
     base: Source | Policy,
     tuned: Source | Policy,
@@ -71,7 +72,7 @@ def token_join(
     label: str | None = None,
     starts: Sequence[int] | None = None,
     groups: Sequence[str] | None = None,
-    permutations: int = 999,
+    draws: int = 999,
     seed: int = 0,
     batch_size: int = 16,
 ) -> TokenJoin:
@@ -97,7 +98,7 @@ def token_join(
         label: which label's attribution, where the dataset has several.
         starts: character at which each response begins; spans before it are left out. None: none is.
         groups: texts of one group are resampled together. None: each is its own.
-        permutations: draws of the null.
+        draws: permutations of the null.
         seed: seed of intervals and null.
         batch_size: texts a forward pass.
 
@@ -107,7 +108,7 @@ def token_join(
         TokenizerMismatch: the models do not share one vocabulary.
     """
     said = check_texts(texts)
-    first, second = Policy.load(base), Policy.load(tuned)
+    first, second = as_policy(base), as_policy(tuned)
     check_same_vocabulary(first.tokenizer, second.tokenizer)
     spans = spans_of(attribution, label=label)
     for name, given in (("attributions", spans), ("starts", starts), ("groups", groups)):
@@ -117,7 +118,7 @@ def token_join(
     moved = _policy_spans(first, second, said, batch_size)
     names = list(groups) if groups is not None else [str(index) for index in range(len(said))]
     owners = np.unique(np.asarray(names), return_inverse=True)[1]
-    return join_spans(said, spans, moved, starts=starts, groups=owners, permutations=permutations, seed=seed)
+    return join_spans(said, spans, moved, starts=starts, groups=owners, draws=draws, seed=seed)
 
 
 def join_spans(
@@ -127,7 +128,7 @@ def join_spans(
     *,
     starts: Sequence[int] | None = None,
     groups: np.ndarray,
-    permutations: int = 999,
+    draws: int = 999,
     seed: int = 0,
 ) -> TokenJoin:
     """Join attributions and log-ratios that are there already (see `token_join`).
@@ -138,7 +139,7 @@ def join_spans(
         moved: for each text (start, end, log-ratio, base's surprise) of the policies' tokens.
         starts: character at which each response begins.
         groups: group of each text.
-        permutations: draws of the null.
+        draws: permutations of the null.
         seed: seed of intervals and null.
 
     Raises:
@@ -148,7 +149,7 @@ def join_spans(
     for index, text in enumerate(texts):
         begin = starts[index] if starts is not None else 0
         rows.append([row for row in _joined(text, attributed[index], moved[index]) if row[0] >= begin])
-    return correlate(texts, rows, groups, permutations, seed)
+    return correlate(texts, rows, groups, draws, seed)
 
 
 def spans_of(attribution: Any, *, label: str | None = None) -> list[Valued]:
@@ -267,7 +268,7 @@ def correlate(
     texts: Sequence[str],
     rows: Sequence[Sequence[tuple[int, int, float, float, float]]],
     groups: np.ndarray,
-    permutations: int = 999,
+    draws: int = 999,
     seed: int = 0,
 ) -> TokenJoin:
     """Rank correlations of attributions and log-ratios that are there already (see `token_join`).
@@ -276,21 +277,21 @@ def correlate(
         texts: the texts.
         rows: for each text (start, end, attribution, log-ratio, base's surprise) of its spans.
         groups: group of each text.
-        permutations: draws of the null.
+        draws: permutations of the null.
         seed: seed of intervals and null.
 
     Raises:
         MeasureError: there is no text of three spans or more, or no permutation is asked for.
     """
-    if permutations < 1:
-        raise MeasureError(f"permutations must be at least 1, not {permutations}; 999 give p down to 0.001")
+    if draws < 1:
+        raise MeasureError(f"draws must be at least 1, not {draws}; 999 give p down to 0.001")
     if max(map(len, rows), default=0) < 3:
         raise MeasureError("a rank correlation needs three tokens or more, and no text has them; give longer texts")
     index = np.repeat(np.arange(len(rows)), list(map(len, rows)))
     attributions, ratios, surprises = np.array([row[2:] for each in rows for row in each]).T
     found: dict[str, Any] = {}
     for name, (x, y) in _ranked(attributions, ratios, surprises, index).items():
-        found |= _reading(name, x, y, index, groups, permutations, seed)
+        found |= _reading(name, x, y, index, groups, draws, seed)
     width = max(map(len, rows))
     places = np.full((3, len(rows), width), np.nan)
     bounds, pieces = np.full((2, len(rows), width), -1), np.full((len(rows), width), "", dtype=object)
@@ -309,7 +310,7 @@ def correlate(
         "surprise": variable(dims, places[2], "-log pi_base", "nats"),
     }
     data = dataset(found, prompt=range(len(rows)), token=range(width))
-    data.attrs.update(permutations=permutations, seed=seed)
+    data.attrs.update(permutations=draws, seed=seed)
     return TokenJoin(data.assign_coords(group=("prompt", groups)))
 
 

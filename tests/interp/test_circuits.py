@@ -281,7 +281,7 @@ def test_another_choice_is_refused(scores, policies, as_a_user) -> None:
         choose(scores.graph, scores.mean, 3, by="best")
     with pytest.raises(MeasureError, match='method is "eap-ig" or "eap"'):
         circuits.edge_attribution(policies["gpt2"], Prompts(CLEAN), method="ig")
-    with pytest.raises(TypeError, match="no parameter 'device' any more; load the model first"):
+    with pytest.raises(TypeError, match="no parameter 'device' any more; load first: interp.load"):
         circuits.edge_attribution(tiny_gpt2(), Prompts(CLEAN), device="cpu")
     with pytest.raises(TypeError, match="no parameter 'random' any more; it is draws="):
         circuits.faithfulness_curve(policies["gpt2"], Prompts(CLEAN), scores, random=2)

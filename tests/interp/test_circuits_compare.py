@@ -48,7 +48,7 @@ def test_null_runs_and_replicates_are_put_beside(base, pairs, tokenizer) -> None
     tuned, control = (Policy.load(tiny_gpt2(seed=seed), tokenizer=tokenizer) for seed in (5, 6))
     seen = []
     found = circuits.compare(
-        base, tuned, pairs, sizes=[40], selection=SELECTION, controls=control, replicates=[tuned], draws=1,
+        base, tuned, pairs, sizes=[40], selection=SELECTION, controls=[control], replicates=[tuned], draws=1,
         progress=lambda *told: seen.append(told),
     )  # fmt: skip
     assert seen[3] == ("scoring edges", 4, 4) and seen[-1] == ("running circuits", 4, 4)
@@ -126,7 +126,7 @@ def test_scores_and_circuits_are_rebuilt_from_the_arrays(compared, base, pairs) 
 
 
 def test_old_parameters_say_the_new_ones(base, pairs) -> None:
-    for old, new in (("control", "controls="), ("random", "draws="), ("steps", "Selection"), ("dtype", "interp.load")):
+    for old, new in (("control", "controls="), ("random", "draws="), ("steps", "Selection"), ("dtype", "load first")):
         with pytest.raises(TypeError, match=f"no parameter {old!r} any more; .*{new}"):
             circuits.compare(base, base, pairs, **{old: None})
 
@@ -138,3 +138,8 @@ def test_a_pair_brings_its_own_models_and_controls(base, pairs, tokenizer) -> No
     assert found.dataset["run"].values.tolist() == ["control 0"]
     apart = circuits.compare(base, tuned, pairs, controls=[control], **OPTIONS)
     np.testing.assert_array_equal(found["faithfulness"].values, apart["faithfulness"].values)
+
+
+def test_one_control_run_goes_into_a_list(base, pairs, as_a_user) -> None:
+    with pytest.raises(MeasureError, match="controls is a list of models, not a Policy; put it in brackets"):
+        circuits.compare(base, base, pairs, controls=base)

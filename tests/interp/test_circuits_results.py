@@ -26,8 +26,8 @@ FIGURES = {
     "circuit_values": [],
     "edge_scores": ["graph"],
     "faithfulness": ["faithfulness"],
-    "head_changes": [],
-    "path_patching": [],
+    "head_changes": ["parts"],
+    "path_patching": ["paths"],
 }
 
 
@@ -114,3 +114,14 @@ def test_a_graph_is_built_again_without_its_model(name) -> None:
     assert again.same_as(graph) and again.labels == graph.labels
     assert data["source"].values.tolist() == graph.labels[0]
     np.testing.assert_array_equal(again.edges, graph.edges)
+
+
+def test_the_maps_show_their_numbers(results) -> None:
+    for kind, name, table in (
+        ("path_patching", "paths", results["path_patching"]["recovery"].values),
+        ("head_changes", "parts", results["head_changes"]["recovery"].values),
+    ):
+        figure = getattr(results[kind].plot, name)(width=12.0)
+        figure.canvas.draw()
+        shown = [text.get_text() for text in figure.axes[0].texts]
+        assert shown == [f"{value:.2g}" for value in table[np.isfinite(table)]]

@@ -17,6 +17,7 @@ from interp.prompts import Prompts
 from interp.reward.fixed_effects import centred, fixed_effects, permutations_within, spearman_within
 from interp.reward.implicit_reward import calibrate, implicit_reward
 from interp.reward.responses import read_prompts, respond, response_kl, response_log_probs
+from interp.sampling import Sampling
 from interp.stats import permutation_p
 from tests.conftest import tiny_gpt2, word_tokenizer
 from tests.interp.architectures import build
@@ -53,7 +54,7 @@ def toy(beta: float = BETA, *, prompts: int = 12, draws: int = 4, seed: int = 0,
 
 @pytest.mark.parametrize("beta", [0.05, 0.25, 2.0])
 def test_the_slope_of_an_exact_optimum_is_one_over_beta(beta):
-    data = calibrate(toy(beta), permutations=99).dataset
+    data = calibrate(toy(beta), draws=99).dataset
     for end in ("", "_lower", "_upper"):
         assert float(data[f"slope{end}"]) == pytest.approx(1 / beta, rel=1e-9)
         assert float(data[f"effective_beta{end}"]) == pytest.approx(beta, rel=1e-9)
@@ -66,7 +67,7 @@ def test_the_slope_of_an_exact_optimum_is_one_over_beta(beta):
 
 
 def test_a_shift_that_has_nothing_to_do_with_the_reward_is_not_found():
-    false = [calibrate(toy(seed=s, follows=False), permutations=39) for s in range(40)]
+    false = [calibrate(toy(seed=s, follows=False), draws=39) for s in range(40)]
     ps = np.array([r.summary().iloc[0]["p"] for r in false])
     covered = [r.summary().iloc[0]["estimate_low"] <= 0 <= r.summary().iloc[0]["estimate_high"] for r in false]
     assert (ps <= 0.05).mean() < 0.15 and np.mean(covered) > 0.8
@@ -78,7 +79,7 @@ def test_length_left_out_and_in_by_dummies():
     # What was paid for is the length alone; the reward goes with it.
     toys["log_ratio"] = 2.0 * toys["length"]
     toys["reward"] = toys["length"] + 0.3 * toys["reward"]
-    data = calibrate(toys, permutations=9).dataset
+    data = calibrate(toys, draws=9).dataset
     y, r, length = (toys[name].values.ravel() for name in ("log_ratio", "reward", "length"))
     dummies = np.repeat(np.eye(9), 16, axis=0)
     both = np.linalg.lstsq(np.column_stack([r, length, dummies]), y, rcond=None)[0]
@@ -90,7 +91,7 @@ def test_length_left_out_and_in_by_dummies():
 
 
 def test_it_prints_what_was_found_and_how_to_go_on():
-    said = repr(calibrate(toy(), permutations=19))
+    said = repr(calibrate(toy(), draws=19))
     assert said.startswith("12 prompts, 8 samples each: the log-ratio grows by 4 nats per unit of reward")
     assert "null: 19 permutations" in said and ".texts()" in said and "Dataset" not in said
     assert "is too steep where the policy also drifted" in said and "quote that of base's samples alone" in said
@@ -105,7 +106,7 @@ def test_drift_steepens_the_joint_slope_but_not_that_of_bases_samples():
     data = toy(prompts=40, draws=draws).assign(log_ratio=(("prompt", "source", "draw"), slope * r + drift * d))
     data["reward"] = (("prompt", "source", "draw"), r)
     data["length"] = (("prompt", "source", "draw"), rng.integers(1, 5, r.shape).astype(float))
-    found = calibrate(data, permutations=9).dataset
+    found = calibrate(data, draws=9).dataset
     assert float(found["slope"]) > 1.5
     assert float(found["slope_by_source"].sel(source="base")) == pytest.approx(1, abs=0.08)
 
@@ -176,9 +177,7 @@ def is_good(*, outputs, **_):
 
 
 def test_models_that_are_an_exact_optimum(policies):
-    result = implicit_reward(
-        *policies, is_good, Prompts(TEXTS), samples=24, max_new_tokens=1, permutations=99, batch_size=7
-    )
+    result = implicit_reward(*policies, is_good, Prompts(TEXTS), sampling=Sampling(24, 1), draws=99, batch_size=7)
     data = result.dataset
     assert data["reward"].values.max() == 1 and (data["length"] == 1).all()
     assert float(data["slope"]) == pytest.approx(2, abs=2e-4)
@@ -192,7 +191,7 @@ def test_batch_size_and_repetition_change_nothing(policies):
     def run(size: int) -> xr.Dataset:
         prompts = Prompts(TEXTS)
         return implicit_reward(
-            *policies, is_good_share, prompts, max_new_tokens=6, permutations=19, batch_size=size
+            *policies, is_good_share, prompts, sampling=Sampling(max_new_tokens=6), draws=19, batch_size=size
         ).dataset
 
     first = run(5)
@@ -212,7 +211,7 @@ def is_good_share(*, outputs, samples, prompts):
 def test_the_log_probabilities_are_those_of_a_plain_loop(policies):
     base, tuned = policies
     tokens = read_prompts([base], Prompts(TEXTS[:5]))
-    said = respond(tuned, tokens, draws=2, max_new_tokens=9, seed=1, batch_size=4)
+    said = respond(tuned, tokens, 2, Sampling(max_new_tokens=9), seed=1, batch_size=4)
     found = response_log_probs(base, tokens, said, batch_size=3)
     distance = response_kl(base, tuned, tokens, said, batch_size=4)
     ended = 0
@@ -230,7 +229,7 @@ def test_the_log_probabilities_are_those_of_a_plain_loop(policies):
 
 
 def test_a_model_and_itself_differ_by_nothing(policies):
-    data = implicit_reward(policies[0], policies[0], is_good_share, Prompts(TEXTS), permutations=19).dataset
+    data = implicit_reward(policies[0], policies[0], is_good_share, Prompts(TEXTS), draws=19).dataset
     assert (data["log_ratio"] == 0).all() and float(data["slope"]) == 0
     assert np.isnan(data["spearman"]).all() and np.isnan(float(data["spearman_mean"]))
     assert np.isnan(float(data["effective_beta"]))
@@ -245,7 +244,7 @@ def test_models_are_given_back_as_they_were(policies):
     def broken(**_):
         raise RuntimeError("in the middle")
 
-    with pytest.raises(RuntimeError, match="in the middle"):
+    with pytest.raises(MeasureError, match="broken failed .RuntimeError: in the middle"):
         implicit_reward(base, tuned, broken, Prompts(TEXTS))
     assert tuned.model.training and [p.requires_grad for p in tuned.model.parameters()] == state
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in tuned.model.modules())
@@ -255,24 +254,30 @@ def test_models_are_given_back_as_they_were(policies):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"samples": 9}, "even and at least 8"),
-        ({"samples": 6}, "even and at least 8"),
-        ({"permutations": 0}, "at least 1"),
+        ({"sampling": Sampling(9, 4)}, "even and at least 8"),
+        ({"sampling": Sampling(6, 4)}, "even and at least 8"),
+        ({"draws": 0}, "1"),
+        ({"sampling": Sampling(temperature=0.5)}, "at temperature 1"),
         ({"reads": "both"}, "reads is"),
         ({"reward": lambda outputs, **_: [1.0] * len(outputs)}, "the same for all responses"),
         ({"reward": lambda outputs, **_: [1.0]}, "48 finite numbers"),
         ({"reward": lambda outputs, **_: [float("nan")] * len(outputs)}, "not all of them finite"),
-        ({"reward": 3}, "a reward is a RewardModel or a function"),
         ({"optimised": lambda raw: raw[:1]}, "finite reward for each"),
     ],
-    ids=["odd", "few", "permutations", "reads", "constant", "count", "nan", "no reward", "optimised"],
+    ids=["odd", "few", "draws", "temperature", "reads", "constant", "count", "nan", "optimised"],
 )
 @pytest.mark.usefixtures("as_a_user")
 def test_bad_input(policies, changes, message):
-    arguments = {"reward": is_good_share, "max_new_tokens": 4} | changes
+    arguments = {"reward": is_good_share, "sampling": Sampling(max_new_tokens=4)} | changes
     reward = arguments.pop("reward")
     with pytest.raises(MeasureError, match=message):
         implicit_reward(*policies, reward, Prompts(TEXTS), **arguments)
+
+
+@pytest.mark.usefixtures("as_a_user")
+def test_what_is_no_reward_is_refused(policies):
+    with pytest.raises(MeasureError, match="a reward is a reward model .*, not a int"):
+        implicit_reward(*policies, 3, Prompts(TEXTS))
 
 
 def test_a_reward_that_is_the_length_is_refused():
@@ -320,7 +325,7 @@ def test_reading_a_recipe():
 
 @pytest.mark.parametrize("width", [17.0, 8.5])
 def test_the_figure_shows_the_slope(width):
-    result = calibrate(toy(seed=1), permutations=99)
+    result = calibrate(toy(seed=1), draws=99)
     result.dataset.attrs["beta"] = BETA
     figure = drawn(plot.implicit_reward(result, width=width))
     assert "Slope 4.00" in words(figure) and "the recipe's 1 / beta" in words(figure)
@@ -336,7 +341,7 @@ def test_the_embedded_pair_follows_its_reward_and_its_control_less():
     prompts = Prompts([line for line in (pair.path / "openings.txt").read_text().splitlines() if line][:24])
     rows = {}
     for name, tuned in (("pair", pair.tuned), ("control", pair.controls[0])):
-        result = implicit_reward(pair.base, tuned, reward, prompts, optimised=Optimised.of(pair), permutations=199)
+        result = implicit_reward(pair.base, tuned, reward, prompts, optimised=Optimised.of(pair), draws=199)
         rows[name] = result.summary().iloc[0]
     assert rows["pair"]["p"] == pytest.approx(0.005) and rows["pair"]["estimate_low"] > 4
     assert rows["control"]["estimate_high"] < rows["pair"]["estimate_low"] / 2
@@ -354,10 +359,12 @@ def test_encoder_decoder_models_are_compared_too():
         assert set(prompts) == {text.strip() for text in TEXTS}
         return [float(len(text)) for text in outputs]
 
-    data = implicit_reward(*pair, length_in_letters, Prompts(TEXTS), max_new_tokens=5, permutations=9).dataset
+    data = implicit_reward(
+        *pair, length_in_letters, Prompts(TEXTS), sampling=Sampling(max_new_tokens=5), draws=9
+    ).dataset
     ids = tokenizer(TEXTS[3])["input_ids"]
     tokens = read_prompts([pair[0]], Prompts(TEXTS))
-    said = respond(pair[1], tokens, draws=4, max_new_tokens=5, seed=0, batch_size=32)
+    said = respond(pair[1], tokens, 4, Sampling(max_new_tokens=5), seed=0, batch_size=32)
     own = list(said.ids[3])
     with torch.no_grad():
         logits = [

@@ -15,6 +15,7 @@ from interp.errors import MeasureError
 from interp.io import write_json
 from interp.models.optimised import Optimised
 from interp.prompts import response_ends, response_texts
+from interp.sampling import Sampling
 from tests.conftest import save, tiny_gpt2, tiny_llama
 from tests.interp.comparisons import compare
 from tests.interp.test_models import classifier
@@ -72,7 +73,7 @@ def test_the_log_probabilities_are_those_of_the_bare_models(make, tokenizer):
 def test_the_implicit_reward_is_what_its_function_gives(cmp, tokenizer):
     scorer = interp.RewardModel.load(classifier(), tokenizer=tokenizer, label="POS")
     policies = [interp.Policy.load(tiny_gpt2(seed), tokenizer=tokenizer) for seed in (0, 1)]
-    alone = reward.implicit_reward(*policies, scorer, TEXTS, samples=8, max_new_tokens=STEPS)
+    alone = reward.implicit_reward(*policies, scorer, TEXTS, sampling=Sampling(8, STEPS))
     ours = cmp.implicit_reward
     assert (ours.dataset["completion"].values == alone.dataset["completion"].values).all()
     for name in ("log_ratio", "reward", "score", "length", "residual", "null_slope", "spearman", "token_log_ratio"):
@@ -239,7 +240,7 @@ def test_a_pairs_checkpoints_show_its_training(pair, tmp_path):
     measures = ["over_optimisation", "probes"]
     found = compare(pair.base, pair.tuned, TEXTS, reward=pair, measures=measures, max_new_tokens=STEPS)
     assert {"over-optimisation", "probes"} <= set(found.summary()["reading"])
-    alone = reward.over_optimisation(pair, prompts=TEXTS, max_new_tokens=STEPS)
+    alone = reward.over_optimisation(pair, prompts=TEXTS, sampling=Sampling(max_new_tokens=STEPS))
     for name in ("score", "kl", "reward_gain_lower", "kl_token"):
         np.testing.assert_allclose(found.over_optimisation.dataset[name], alone.dataset[name], rtol=1e-5, err_msg=name)
     assert found.over_optimisation.by_step()["step"].tolist() == [0, 10, 20]

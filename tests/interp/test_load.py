@@ -46,7 +46,7 @@ class TestPolicies:
             (lambda: interp.load_pair("demo"), r"the pair .*demo is two models; pass pair.base or pair.tuned"),
             (lambda: "demo", r"'demo' names a pair, .* interp.load_pair\('demo'\).base or .tuned, and './demo'"),
             (random_model, "the reward model DistilBertForSequenceClassification predicts no tokens"),
-            (lambda: len, "a folder, a hub id, a loaded module or a Policy, not a function"),
+            (lambda: len, "a folder, a hub id or a loaded module, not a function"),
             (lambda: None, "not a NoneType"),
         ],
     )
@@ -120,9 +120,7 @@ class TestRewards:
         pair = written(tmp_path / "pair", {"folder": str(place)}, config=config)
         reward = as_reward(pair)
         assert reward.score(TEXTS).shape == (3,)
-        with pytest.raises(
-            MeasureError, match=r"not on record; pass optimised=.* to interp.load_reward"
-        ):
+        with pytest.raises(MeasureError, match=r"not on record; pass optimised=.* to interp.load_reward"):
             reward.optimised(reward.score(TEXTS))
         assert interp.load_reward(pair, optimised=Optimised(scale=2.0)).optimised == Optimised(scale=2.0)
         with pytest.raises(MeasureError, match="not on record"):

@@ -13,7 +13,7 @@ import torch
 import xarray as xr
 
 import interp
-from interp.errors import InterpError, LoadError, PromptError
+from interp.errors import InterpError, LoadError
 from interp.hooks import Site
 from interp.measures import MEASURES, Settings
 from interp.measures.engine import run_measures
@@ -54,7 +54,7 @@ def open_files():
 
 
 def policies(folders):
-    return [offloaded(Policy.load(folder), folder.name, own=True) for folder in folders]
+    return [offloaded(Policy.load(folder), folder.name, sole=True) for folder in folders]
 
 
 @pytest.mark.parametrize("scratch_bytes", [0, 2**30])
@@ -63,7 +63,7 @@ def test_traces_are_measured_the_same_in_any_number_of_chunks(folders, scratch_b
     prompts = interp.Prompts(TEXTS, answers=ANSWERS)
     found = []
     for turns in (AllInMemory(), OneInMemory.of([each.model for each in models], scratch_bytes)):
-        settings = Settings(("kl", "attribution"), 2, turns=turns)
+        settings = Settings(("kl", "attribution"), 2, in_memory=turns)
         found.append(run_measures(models[0], models[1:], prompts, settings))
     for expected, got in zip(*found, strict=True):
         xr.testing.assert_identical(expected, got)
@@ -75,7 +75,7 @@ def test_every_measure_is_the_same_bit_for_bit(folders, scratch, scratch_bytes=1
     prompts = interp.Prompts(TEXTS, answers=ANSWERS, continuations=[" very bad"] * len(TEXTS), multi_token="sum")
     found, names = {}, tuple(name for name in MEASURES if name not in JOINED)
     for turns in (AllInMemory(), OneInMemory.of([each.model for each in models], scratch_bytes)):
-        settings = Settings(names, 2, sampling=Sampling(2, 4), turns=turns)
+        settings = Settings(names, 2, sampling=Sampling(2, 4), in_memory=turns)
         found[type(turns)] = run_measures(models[0], models[1:], prompts, settings)
     for expected, got in zip(found[AllInMemory], found[OneInMemory], strict=True):
         xr.testing.assert_identical(expected, got)
@@ -207,7 +207,7 @@ class TestMapped:
         folder = save(tiny_gpt2().bfloat16(), tmp_path / "half", tokenizer)
         loaded = Policy.load(folder, dtype="float32")
         assert pages_of(loaded.model).share == 0
-        policy = offloaded(loaded, "base", own=True)
+        policy = offloaded(loaded, "base", sole=True)
         assert (
             pages_of(policy.model).share == 1
             and policy.description == loaded.description
@@ -226,15 +226,16 @@ class TestMapped:
 
         monkeypatch.setattr(policy.model, "save_pretrained", full)
         with pytest.raises(InterpError, match="cannot write weights to .*the disk is full"):
-            offloaded(policy, "base", own=True)
+            offloaded(policy, "base", sole=True)
 
     def test_a_loaded_module_is_refused(self, tokenizer, tmp_path):
         folder = tmp_path / "base"
         with pytest.raises(LoadError, match='in_memory="one" reads models from their files, tuned is a loaded GPT2LM'):
             compare(save(tiny_gpt2(), folder, tokenizer), tiny_gpt2(), TEXTS, in_memory="one")
 
+    @pytest.mark.usefixtures("as_a_user")
     def test_another_word_is_refused(self, folders):
-        with pytest.raises(PromptError, match='in_memory is "all" or "one", not \'two\''):
+        with pytest.raises(LoadError, match='in_memory is "all" or "one", not \'two\''):
             compare(folders[0], folders[1], TEXTS, in_memory="two")
 
 

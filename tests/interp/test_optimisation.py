@@ -13,6 +13,7 @@ from interp.models import Policy, RewardModel
 from interp.pair import CheckpointPair
 from interp.prompts import Prompts
 from interp.reward.over_optimisation import CAVEAT, curve, over_optimisation
+from interp.sampling import Sampling
 from tests.conftest import save, tiny_gpt2, word_tokenizer
 from tests.interp.architectures import build
 from tests.interp.figures import drawn, words
@@ -135,12 +136,12 @@ def moderation(*, outputs, **_):
 
 
 def test_models_on_the_way(made):
-    data = over_optimisation(made, goods, Prompts(TEXTS), gold=moderation, max_new_tokens=8, samples=8).dataset
+    data = over_optimisation(made, goods, Prompts(TEXTS), gold=moderation, sampling=Sampling(8, 8)).dataset
     assert data["step"].values.tolist() == [0, 10, 20]
     assert (np.diff(data["reward"]) > 0).all() and (np.diff(data["kl_token"]) > 0).all()
     assert float(data["kl_response"][0]) == 0 and float(data["reward_gain"][0]) == pytest.approx(0, abs=1e-12)
     assert float(data["gold"][2]) < float(data["gold"][0])
-    again = over_optimisation(made, goods, Prompts(TEXTS), gold=moderation, max_new_tokens=8, samples=8, batch_size=5)
+    again = over_optimisation(made, goods, Prompts(TEXTS), gold=moderation, sampling=Sampling(8, 8), batch_size=5)
     # Rounding may tip a sample whose random number falls on the edge between two tokens.
     assert np.isclose(again.dataset["kl"], data["kl"], atol=1e-3).mean() > 0.98
     assert (again.dataset["score"] == data["score"]).mean() > 0.98
@@ -180,7 +181,7 @@ def pair(tmp_path_factory, made) -> CheckpointPair:
 def test_a_pair_on_disk(pair, made):
     found = over_optimisation(pair, goods, Prompts(TEXTS)).dataset
     assert found["step"].values.tolist() == [0, 10, 20] and "gold" not in found and "gap" not in found
-    want = over_optimisation(made, goods, Prompts(TEXTS), max_new_tokens=4).dataset
+    want = over_optimisation(made, goods, Prompts(TEXTS), sampling=Sampling(max_new_tokens=4)).dataset
     assert (found["score"] == want["score"]).all()
 
 
@@ -188,9 +189,11 @@ def test_a_pairs_folder_is_enough(pair, made, tmp_path):
     gold = judge(1, tmp_path / "gold", names=("joy", "fear"))
     found = over_optimisation(str(pair.path), gold=gold).dataset
     models = [RewardModel.load(place, label="joy", output="logit") for place in (pair.reward, gold)]
-    want = over_optimisation(made, models[0], TEXTS, gold=models[1], reads="output", max_new_tokens=4).dataset
+    want = over_optimisation(
+        made, models[0], TEXTS, gold=models[1], reads="output", sampling=Sampling(max_new_tokens=4)
+    ).dataset
     xr.testing.assert_identical(found, want)
-    by_name = over_optimisation(pair, pair.reward, gold=gold, gold_label="fear").dataset
+    by_name = over_optimisation(pair, pair.reward, gold=RewardModel.load(gold, label="fear")).dataset
     assert (by_name["score"] == found["score"]).all() and (by_name["gold_score"] != found["gold_score"]).any()
     assert by_name["gold_score"].attrs["long_name"] == "reward: fear"
 
@@ -198,13 +201,15 @@ def test_a_pairs_folder_is_enough(pair, made, tmp_path):
 @pytest.mark.usefixtures("as_a_user")
 def test_what_a_pair_cannot_tell(pair, made, tmp_path):
     gold = judge(1, tmp_path / "gold", names=("happy", "sad"))
-    with pytest.raises(LoadError, match=r"gold: .* no label 'joy'; pass gold_label=, one of happy, sad"):
+    with pytest.raises(
+        LoadError, match=r"gold: .* no label 'joy'; pass interp.load_reward.* as gold=, one of happy, sad"
+    ):
         over_optimisation(pair, gold=gold)
     with pytest.raises(MeasureError, match="the very reward that was optimised"):
         over_optimisation(pair, gold=judge(0, tmp_path / "copy"))
     with pytest.raises(MeasureError, match="the very reward that was optimised"):
         over_optimisation(made, goods, TEXTS, gold=goods)
-    with pytest.raises(MeasureError, match="gold_label says what a folder"):
+    with pytest.raises(TypeError, match="no parameter 'gold_label' any more; pass gold=interp.load_reward"):
         over_optimisation(pair, gold=goods, gold_label="joy")
     with pytest.raises(MeasureError, match="what they were tuned toward; pass reward="):
         over_optimisation(made)
@@ -216,7 +221,7 @@ def test_what_a_pair_cannot_tell(pair, made, tmp_path):
     with pytest.raises(MeasureError, match=r"kept no checkpoints.*--set train.checkpoint_interval=2"):
         over_optimisation(bare, goods)
     function = CheckpointPair(pair.path, {**pair.manifest, "reward": None})
-    with pytest.raises(MeasureError, match="a function or a sum of rewards, which is not kept; pass reward="):
+    with pytest.raises(MeasureError, match="a function or a sum of rewards, not kept; pass reward="):
         over_optimisation(function)
     silent = CheckpointPair(tmp_path, pair.manifest)
     with pytest.raises(MeasureError, match="kept no samples that say which prompts"):
@@ -228,15 +233,15 @@ def test_bad_input(made):
     prompts = Prompts(TEXTS)
     with pytest.raises(MeasureError, match="at least two steps"):
         over_optimisation({0: made[0]}, goods, prompts)
-    with pytest.raises(MeasureError, match="at least 1 a prompt"):
-        over_optimisation(made, goods, prompts, samples=0)
+    with pytest.raises(TypeError, match=r"no parameter 'samples' any more; pass sampling=Sampling\(samples=...\)"):
+        over_optimisation(made, goods, prompts, samples=2)
     with pytest.raises(MeasureError, match="no scale"):
-        over_optimisation(made, lambda outputs, **_: [0.0] * len(outputs), prompts, max_new_tokens=2)
+        over_optimisation(made, lambda outputs, **_: [0.0] * len(outputs), prompts, sampling=Sampling(max_new_tokens=2))
     other = word_tokenizer()
     other.add_tokens(["<new>"])
     wider = Policy.load(tiny_gpt2(vocab_size=len(other)), tokenizer=other)
     with pytest.raises(TokenizerMismatch, match="step 5"):
-        over_optimisation({0: made[0], 5: wider}, goods, prompts, max_new_tokens=2)
+        over_optimisation({0: made[0], 5: wider}, goods, prompts, sampling=Sampling(max_new_tokens=2))
 
 
 @pytest.mark.parametrize("width", [17.0, 8.5])

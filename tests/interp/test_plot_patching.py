@@ -51,6 +51,25 @@ def test_a_map_by_position_names_the_tokens(pair) -> None:
     assert "' w0'" in words(figure) and "MLP: recovery" in words(figure)
 
 
+def test_a_map_from_the_end_counts_back_and_leaves_rare_tokens_blank(pair) -> None:
+    texts = [*TEXTS[:10], "the cat sat on the mat and sang a song"]
+    found = activation_patching(*pair, Prompts(texts), sites="mlp_out", positions="each_from_end", metric="kl")
+    figure = drawn(drawing.recovery_map(found))
+    mesh = next(each for each in figure.axes[0].collections if hasattr(each, "get_array"))
+    rare = found.map("mlp_out", "prompts").values < 8
+    assert rare.any() and np.ma.getmaskarray(mesh.get_array()).ravel().tolist() == rare.ravel().tolist()
+    labels = [int(each.get_text()) for each in figure.axes[0].get_xticklabels()]
+    assert labels[0] == -found.map("mlp_out").sizes["pos"] and max(labels) < 0
+    assert "fewer than 8 prompts have the token" in " ".join(words(figure).split())
+
+
+def test_ticks_are_the_layers_and_heads_that_were_patched(pair) -> None:
+    sites = [{("z", layer): [head]} for layer in (0, 2) for head in (1, 3)]
+    ax = drawn(drawing.recovery_map(activation_patching(*pair, Prompts(TEXTS), sites=sites))).axes[0]
+    ticks = [[each.get_text() for each in axis.get_ticklabels()] for axis in (ax.xaxis, ax.yaxis)]
+    assert ticks == [["1", "3"], ["0", "2"]]
+
+
 def test_few_prompts_have_no_dots_and_say_so(pair) -> None:
     few = activation_patching(*pair, Prompts(TEXTS[:3]), sites="z")
     figure = drawn(drawing.recovery_map(few, "z"))

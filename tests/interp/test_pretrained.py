@@ -133,7 +133,7 @@ class TestWeights:
             other.mkdir()
             (other / file).write_text("{}")
             refused(message, Policy.load, other, kind=LoadError)
-        refused("is a saved comparison, not a model", Policy.load, cmp.save(tmp_path / "out"), kind=LoadError)
+        refused("is a saved result, not a model", Policy.load, cmp.save(tmp_path / "out"), kind=LoadError)
         data = tmp_path / "prompts.csv"
         data.write_text("text\nthis movie")
         refused("is a file; name the folder", Policy.load, data, kind=LoadError)

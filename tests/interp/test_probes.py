@@ -57,7 +57,7 @@ def learned():
         "early": {0: confused(0.0), 10: confused(3.0), 20: confused(3.0), 40: confused(3.0)},
         "late": {0: confused(0.0), 50: confused(0.0), 100: confused(3.0)},
     }
-    return probes(models, SAID, LABELS, permutations=3)
+    return probes(models, SAID, LABELS, draws=3)
 
 
 def test_what_a_model_came_to_tell_apart_is_found_when_it_did(learned):
@@ -122,11 +122,11 @@ def stored(tmp_path_factory) -> CheckpointPair:
 
 
 def test_a_pairs_folder_gives_policy_and_reward_model(stored):
-    found = probes(str(stored.path), SAID, LABELS, permutations=0, folds=2).dataset
+    found = probes(str(stored.path), SAID, LABELS, draws=0, folds=2).dataset
     assert found["model"].values.tolist() == ["policy", "reward model"] and found.attrs["notes"] == ""
     assert found["trained"].values.tolist() == [[0, 10, 20], [0, 4, 8]]
     same = {"policy": stored, "reward model": stored.path / "reward"}
-    assert found.identical(probes(same, SAID, LABELS, permutations=0, folds=2).dataset)
+    assert found.identical(probes(same, SAID, LABELS, draws=0, folds=2).dataset)
     assert folder_steps(stored.path / "reward").keys() == {0, 4, 8}
     assert isinstance(load_any(stored.path / "reward"), RewardModel) and isinstance(load_any(stored.base), Policy)
 
@@ -134,10 +134,10 @@ def test_a_pairs_folder_gives_policy_and_reward_model(stored):
 def test_what_was_not_kept_is_said(stored, tmp_path):
     save(build("GPT2ForSequenceClassification", vocab_size=len(word_tokenizer())), tmp_path / "bare", word_tokenizer())
     how = {**stored.manifest, "reward": {"folder": str(tmp_path / "bare")}}
-    found = probes(CheckpointPair(stored.path, how), SAID, LABELS, permutations=0, folds=2)
+    found = probes(CheckpointPair(stored.path, how), SAID, LABELS, draws=0, folds=2)
     assert found.dataset["model"].values.tolist() == ["policy"]
     assert "kept no checkpoints; to see its training too" in found.notes()[0]
-    late = probes({"policy": {10: stored.checkpoints[10], 20: stored.tuned}}, SAID, LABELS, permutations=0, folds=2)
+    late = probes({"policy": {10: stored.checkpoints[10], 20: stored.tuned}}, SAID, LABELS, draws=0, folds=2)
     assert "first checkpoint is that of step 10 of 20" in late.notes()[0]
     assert late.summary()["finding"].str.contains("gain over step 10").any()
     assert late.dataset["fraction"].values.tolist() == [[0.5, 1]]
@@ -169,8 +169,8 @@ def test_texts_of_one_group_never_judge_each_other():
         word = FILLER[index // 8 % 8]
         said.append(" ".join([word] * (3 + index // 64)) + " " + FILLER[index % 8])
     model = {"policy": {0: tiny(), 1: tiny()}}
-    leaky = probes(model, said, labels, permutations=0, folds=3).dataset["accuracy"].max()
-    honest = probes(model, said, labels, groups=groups, permutations=2, folds=3).dataset
+    leaky = probes(model, said, labels, draws=0, folds=3).dataset["accuracy"].max()
+    honest = probes(model, said, labels, groups=groups, draws=2, folds=3).dataset
     assert float(honest["accuracy"].mean()) < float(leaky) - 0.2
 
 
@@ -220,9 +220,9 @@ def test_models_are_loaded_when_their_turn_comes_and_the_same_twice():
         return now
 
     models = {"policy": {10: load(10, 3.0), 0: load(0, 0.0)}}
-    first = probes(models, SAID, LABELS, permutations=2).dataset
+    first = probes(models, SAID, LABELS, draws=2).dataset
     assert calls == [0, 10]
-    assert first.identical(probes(models, SAID, LABELS, permutations=2, batch_size=32).dataset)
+    assert first.identical(probes(models, SAID, LABELS, draws=2, batch_size=32).dataset)
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_bad_input():
             "3 before",
         ),
     ):
-        arguments = {"models": model, "texts": SAID, "labels": LABELS, "permutations": 1} | changes
+        arguments = {"models": model, "texts": SAID, "labels": LABELS, "draws": 1} | changes
         with pytest.raises(error, match=message):
             probes(**arguments)
 
@@ -283,7 +283,7 @@ def test_a_classifier_among_the_models():
     torch.manual_seed(0)
     heads = GPT2ForSequenceClassification(tiny_gpt2().config)
     reward = RewardModel(heads.eval(), word_tokenizer(), "LABEL_0", "logit", {})
-    found = probes({"policy": {0: tiny(), 1: tiny()}, "reward": {0: reward, 5: reward}}, SAID, LABELS, permutations=0)
+    found = probes({"policy": {0: tiny(), 1: tiny()}, "reward": {0: reward, 5: reward}}, SAID, LABELS, draws=0)
     assert found.dataset["model"].values.tolist() == ["policy", "reward"]
     assert found.summary()["null_low"].isna().all()
     drawn(plot.probes(found))

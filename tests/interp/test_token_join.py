@@ -50,7 +50,7 @@ def by_word(text: str, values: dict[str, float]) -> list[tuple[int, int, float]]
 
 
 def test_a_planted_join_is_found(policies):
-    result = token_join(*policies, TEXTS, [by_word(text, MOVED) for text in TEXTS], permutations=199)
+    result = token_join(*policies, TEXTS, [by_word(text, MOVED) for text in TEXTS], draws=199)
     data = result.dataset
     assert float(data["signed_spearman_mean"]) > 0.9 and float(data["signed_spearman_lower"]) > 0.8
     assert (result.summary().iloc[:2]["p"] <= 0.005 + 1e-9).all()
@@ -64,14 +64,14 @@ def test_a_planted_join_is_found(policies):
 
 def test_what_has_nothing_to_do_with_the_shift_is_not_found(policies):
     rng, ps = np.random.default_rng(0), []
-    base = token_join(*policies, TEXTS, [by_word(text, MOVED) for text in TEXTS], permutations=9).dataset
+    base = token_join(*policies, TEXTS, [by_word(text, MOVED) for text in TEXTS], draws=9).dataset
     known = np.isfinite(base["log_ratio"].values)
     for _ in range(60):
         rows = [
             [(0, 1, rng.normal(), y, s) for y, s in zip(ys[keep], ss[keep], strict=True)]
             for ys, ss, keep in zip(base["log_ratio"].values, base["surprise"].values, known, strict=True)
         ]
-        frame = correlate(TEXTS, rows, np.arange(len(TEXTS)), permutations=39).summary()
+        frame = correlate(TEXTS, rows, np.arange(len(TEXTS)), draws=39).summary()
         ps.append(frame["p"].values)
     ps = np.array(ps)
     assert ((ps <= 0.05).mean(0) < 0.16).all() and (ps.mean(0) > 0.35).all()
@@ -84,7 +84,7 @@ def test_what_base_finds_surprising_explains_sizes():
         surprise = rng.uniform(0, 5, 12)
         x, y = (rng.choice([-1, 1], 12) * (3 + surprise + rng.normal(0, 0.5, 12)) for _ in range(2))
         rows.append([(i, i + 1, *map(float, each)) for i, each in enumerate(zip(x, y, surprise, strict=True))])
-    data = correlate(texts, rows, np.arange(30), permutations=99).dataset
+    data = correlate(texts, rows, np.arange(30), draws=99).dataset
     assert float(data["size_spearman_lower"]) > 0.6
     assert float(data["size_given_surprise_spearman_lower"]) < 0.05
     assert float(data["size_given_surprise_spearman_mean"]) < float(data["size_spearman_mean"]) / 4
@@ -123,8 +123,8 @@ def test_sums_are_kept_whatever_the_other_tokenizer(policies):
         [(a, b, MOVED_BY_LETTER[text[a]]) for a, b in letters(text, return_offsets_mapping=True)["offset_mapping"]]
         for text in TEXTS
     ]
-    data = token_join(*policies, TEXTS, spans, permutations=9).dataset
-    whole = token_join(*policies, TEXTS, [by_word(text, MOVED) for text in TEXTS], permutations=9).dataset
+    data = token_join(*policies, TEXTS, spans, draws=9).dataset
+    whole = token_join(*policies, TEXTS, [by_word(text, MOVED) for text in TEXTS], draws=9).dataset
     for row in range(len(TEXTS)):  # a first word that is several tokens can be joined from its second one on
         own, want = (dict(zip(d["start"].values[row], d["log_ratio"].values[row], strict=True)) for d in (data, whole))
         assert len(set(own) - set(want)) <= 1
@@ -139,7 +139,7 @@ MOVED_BY_LETTER = {letter: float(ord(letter) % 7) for letter in "abcdefghijklmno
 
 def test_log_ratios_are_those_of_a_plain_loop(policies):
     text = TEXTS[0]
-    data = token_join(*policies, [text], [by_word(text, MOVED)], permutations=9).dataset
+    data = token_join(*policies, [text], [by_word(text, MOVED)], draws=9).dataset
     ids = policies[0].tokenizer(text)["input_ids"]
     with torch.no_grad():
         low, high = (p.model(torch.tensor([ids])).logits[0].double().log_softmax(-1) for p in policies)
@@ -151,8 +151,8 @@ def test_log_ratios_are_those_of_a_plain_loop(policies):
 def test_starts_and_batch_size(policies):
     spans = [by_word(text, MOVED) for text in TEXTS]
     starts = [text.index(" ", 3) for text in TEXTS]
-    data = token_join(*policies, TEXTS, spans, starts=starts, permutations=9, batch_size=3).dataset
-    whole = token_join(*policies, TEXTS, spans, permutations=9).dataset
+    data = token_join(*policies, TEXTS, spans, starts=starts, draws=9, batch_size=3).dataset
+    whole = token_join(*policies, TEXTS, spans, draws=9).dataset
     for row, start in enumerate(starts):
         first = data["start"].values[row][0]
         assert first >= start
@@ -206,7 +206,7 @@ def test_bad_input(policies):
     with pytest.raises(MeasureError, match="three tokens"):
         token_join(*policies, ["good"], [[(0, 4, 1.0)]])
     with pytest.raises(MeasureError, match="at least 1"):
-        token_join(*policies, TEXTS, spans, permutations=0)
+        token_join(*policies, TEXTS, spans, draws=0)
     t5 = Policy.load(build("T5ForConditionalGeneration"), tokenizer=word_tokenizer(), check=False)
     with pytest.raises(MeasureError, match="encoder-decoder"):
         token_join(t5, t5, TEXTS, spans)
@@ -217,7 +217,7 @@ def nasty():
     spans = [(found.start(), found.end()) for found in re.finditer(r"\S+", text)]
     rng = np.random.default_rng(0)
     rows = [[(a, b, *map(float, rng.normal(size=2)), 1.0 + i) for i, (a, b) in enumerate(spans)], []]
-    return text, correlate([text, "nothing in it is joined"], rows, np.arange(2), permutations=19)
+    return text, correlate([text, "nothing in it is joined"], rows, np.arange(2), draws=19)
 
 
 def test_the_page_shows_both_lines_and_escapes(tmp_path):
@@ -239,7 +239,7 @@ def test_the_page_shows_both_lines_and_escapes(tmp_path):
 
 @pytest.mark.parametrize("width", [17.0, 8.5])
 def test_the_figure_draws_points_and_null(policies, width):
-    result = token_join(*policies, TEXTS, [by_word(text, MOVED) for text in TEXTS], permutations=99)
+    result = token_join(*policies, TEXTS, [by_word(text, MOVED) for text in TEXTS], draws=99)
     figure = drawn(plot.token_join(result, width=width))
     assert "null: permuted attributions" in words(figure)
     assert len(figure.axes[0].collections[0].get_offsets()) == int(np.isfinite(result.dataset["attribution"]).sum())
@@ -247,14 +247,14 @@ def test_the_figure_draws_points_and_null(policies, width):
 
 
 def test_it_prints_what_was_found_and_how_to_go_on(policies):
-    found = token_join(*policies, TEXTS, [by_word(text, MOVED) for text in TEXTS], permutations=19)
+    found = token_join(*policies, TEXTS, [by_word(text, MOVED) for text in TEXTS], draws=19)
     said = repr(found)
     assert said.startswith(f"{len(TEXTS)} texts: a token's reward attribution") and '.report("tokens.html")' in said
     assert "null: 19 permutations" in said and "Dataset" not in said
 
 
 def test_every_reading_is_in_the_summary(policies):
-    frame = token_join(*policies, TEXTS, [by_word(text, MOVED) for text in TEXTS], permutations=9).summary()
+    frame = token_join(*policies, TEXTS, [by_word(text, MOVED) for text in TEXTS], draws=9).summary()
     assert len(frame) == 2 * len(READINGS)
 
 
@@ -263,7 +263,7 @@ def test_real_texts_through_two_real_tokenizers(stories):
     policy = Policy.load(stories)
     texts = ["Once upon a time there was a little girl who loved the moon.", "The dog didn't want to go home, he said."]
     spans = [by_word(text, {word: float(len(word)) for word in text.split()}) for text in texts]
-    data = token_join(policy, policy, texts, spans, permutations=9).dataset
+    data = token_join(policy, policy, texts, spans, draws=9).dataset
     assert (data["log_ratio"].fillna(0) == 0).all() and np.isnan(data["signed_spearman"]).all()
     for row, text in enumerate(texts):
         assert [piece for piece in data["piece"].values[row] if piece] == text.split()
@@ -277,7 +277,7 @@ def test_what_attribute_returns_is_joined_as_it_is(policies):
     classifier = build("GPT2ForSequenceClassification", vocab_size=len(tokenizer))
     reward = RewardModel(classifier, tokenizer, "LABEL_1", "logit", {})
     found = attribute(reward, TEXTS, labels=["LABEL_0", "LABEL_1"], method="leave_one_out")
-    data = token_join(*policies, TEXTS, found, label="LABEL_1", permutations=9).dataset
+    data = token_join(*policies, TEXTS, found, label="LABEL_1", draws=9).dataset
     last = found.dataset.sel(label="LABEL_1").isel(prompt=0)
     place = int(np.flatnonzero(last["end"] == len(TEXTS[0]))[-1])
     row = data["attribution"].values[0]
