@@ -71,7 +71,7 @@ class Counterexamples(Result):
 
     def _table(self, name: str) -> pd.DataFrame:
         table = pd.DataFrame({column: self.dataset[f"{name}_{column}"].values for column in _TABLES[name]})
-        return table.astype({column: object for column in _TABLES[name] if column in _TEXTS})
+        return table.astype({column: str for column in _TABLES[name] if column in _TEXTS})
 
     def headline(self) -> str:
         """The model, and how many of each kind there are."""

@@ -24,8 +24,11 @@ MAKERS = {
     "reward_lens": lambda: reward.lens(random_model(), TEXTS, labels="all"),
     "spurious": lambda: reward.spurious(planted(), TEXTS),
     "counterexamples": lambda: reward.counterexamples(planted(), TEXTS, LABELS, threshold=0.5, swapped_texts=1),
-    "implicit_reward": lambda: calibrate(toy(), permutations=19),
-    "token_join": lambda: correlate(["the film was"] * 9, ROWS, np.arange(9), permutations=19),
+    "implicit_reward": lambda: calibrate(toy(), draws=19),
+    "token_join": lambda: correlate(["the film was"] * 9, ROWS, np.arange(9), draws=19),
+    "probes": lambda: reward.probes(
+        {"model": {0: random_model(), 5: random_model()}}, TEXTS, [0, 1] * 18, draws=2, folds=2
+    ),
     "over_optimisation": lambda: curve(STEPS, *course([0.0, 0.5, 1.0, 0.4, -0.6]), words=WORDS),
 }
 FIGURES = {
