@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     row.split()
     for row in """
-    errors columns lazy progress stats
+    errors lazy progress stats
     io
     prompts pair
     sampling divergences
