@@ -73,3 +73,22 @@ def test_tables_without_rows_are_kept(tmp_path):
     for name in ("at_odds", "pairs", "swaps"):
         pd.testing.assert_frame_equal(getattr(again, name), getattr(found, name))
     assert again.pairs.empty and again.swaps.empty and repr(again) == repr(found)
+
+
+def test_every_reading_tells_how_far_it_is():
+    texts, model = TEXTS[:20], random_model()
+    verbs = {
+        "attributions": lambda told: reward.attribute(model, texts, patched_texts=0, progress=told),
+        "components": lambda told: reward.direct_attribution(model, texts, progress=told),
+        "texts": lambda told: reward.lens(model, texts, batch_size=8, progress=told),
+        "scorings": lambda told: reward.spurious(model, TEXTS, progress=told),
+        "checkpoints": lambda told: reward.probes(
+            {"model": {0: model, 5: model}}, texts, [0, 1] * 10, draws=0, folds=2, progress=told
+        ),
+    }
+    for what, verb in verbs.items():
+        heard = []
+        verb(lambda *news, heard=heard: heard.append(news))
+        assert {name for name, _, _ in heard} == {what} and len(heard) > 2
+        assert [done for _, done, _ in heard] == sorted(done for _, done, _ in heard)
+        assert heard[-1][1] == heard[-1][2] > 1
