@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     row.split()
     for row in """
-    errors columns lazy progress stats
+    errors lazy progress stats
     io
     prompts pair
     sampling divergences
@@ -34,6 +34,7 @@ ORDER = [
 LOW = {"interp.plot.registry", "interp.plot.text"}
 LEVEL = {name: level for level, row in enumerate(ORDER) for name in row}
 FOR_TRAINING = {
+    "lazy",
     "errors",
     "io",
     "prompts",
@@ -139,7 +140,7 @@ def test_a_module_does_not_hide_the_verb_of_its_name() -> None:
     assert not [name for name in interp.reward.__all__ if not callable(getattr(interp.reward, name))]
 
 
-@pytest.mark.parametrize("package", ["interp"])
+@pytest.mark.parametrize("package", ["interp", "training"])
 def test_lazy_names_are_those_that_a_type_checker_sees(package: str) -> None:
     module = importlib.import_module(package)
     tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from interp.stats import bootstrap_mean, null_range, permutation_p, rank_p, selection_halves
+from interp.stats import interval, null_range, permutation_p, rank_p, selection_halves
 
 COLUMNS = (
     "reading",
@@ -108,7 +108,7 @@ class Table:
         """
         wanted = slice(None) if rows is None else rows
         chosen = np.asarray(values(self.data), dtype=np.float64)[wanted]
-        estimate, low, high = bootstrap_mean(chosen, self.groups[wanted], seed=self.seed)
+        estimate, low, high = interval(chosen, self.groups[wanted], seed=self.seed)
         controls, replicates = ((), ()) if of == "base" else (self.controls, self.replicates)
         cells = {
             "estimate_low": low,

@@ -209,8 +209,8 @@ def attribute(
 ) -> Attribution:
     """Attribute a reward model's score to the tokens of each text, and say how far patching agrees.
 
-    - `integrated_gradients`: see `interp.reward.integrated_gradients`; the parts sum to F(x) - F(x') within the
-      tolerance.
+    - `integrated_gradients`: the parts sum to F(x) - F(x') within the tolerance (see
+      `interp.reward.integrated_gradients`).
     - `leave_one_out`: F(x) - F(x with this token at the baseline).
     - `gradient_x_input`: gradient at the text, dotted with the token's embedding; no baseline.
 

@@ -137,7 +137,7 @@ def _token_log_ratio(sampled: xr.Dataset) -> xr.DataArray:
 
 
 def implicit_arrays(data: xr.Dataset, optimised: Transform, seed: int) -> xr.Dataset:
-    """The implicit reward of a comparison's samples (see `interp.reward.calibrate`)."""
+    """The implicit reward of a comparison's samples (see `interp.reward.implicit_reward`)."""
     sampled = _sampled(data)
     if 2 * sampled.sizes["draw"] < FEWEST:
         raise MeasureError(

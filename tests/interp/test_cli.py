@@ -55,8 +55,8 @@ def test_compare_and_report(shell, models, tmp_path):
         "compare", models / "base", models / "tuned", *ASK, "--control", models / "null", "--out", "out"
     )
     assert (code, err) == (0, "")
-    assert "' bad' - ' good': tuned minus base" in out and "control runs" in out and "wrote out/report.html" in out
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["comparison.nc", "report.html", "summary.csv"]
+    assert "' bad' - ' good': tuned minus base" in out and "  control  " in out and "wrote out/report.html" in out
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["report.html", "result.nc", "summary.csv"]
     page = (tmp_path / "out" / "report.html").read_bytes()
     (tmp_path / "out" / "report.html").unlink()
     code, out, _ = shell("report", "out")
@@ -123,16 +123,17 @@ def test_nobodys_folder_is_overwritten(shell, models, tmp_path):
 @pytest.mark.parametrize("arguments", [("report", "nowhere"), ("report", ".")])
 def test_report_of_nothing(shell, arguments):
     code, _, err = shell(*arguments)
-    assert code == 2 and "holds no comparison.nc" in err and err.count("\n") == 1
+    assert code == 2 and "holds no result.nc" in err and err.count("\n") == 1
 
 
 def test_an_interrupted_save_leaves_nothing(shell, models, tmp_path, monkeypatch):
-    import interp.report.page
+    import interp.comparison
+    from interp.result import result
 
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(interp.report.page, "render", stop)
+    monkeypatch.setitem(result._PAGES, interp.comparison.Comparison.kind, stop)
     code, _, _ = shell("compare", models / "base", models / "tuned", *ASK, "--out", "out")
     assert code == 130
     assert list(tmp_path.iterdir()) == []

@@ -12,9 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
+import interp
 from interp import plot
 from interp.errors import MeasureError
 from interp.plot import style
+from interp.plot.registry import figures_of
 from interp.plot.text import clean, drawable, visible
 from tests.interp.figures import drawn, line, mean_change, words
 from tests.interp.synthetic import NASTY, Fake, make
@@ -313,11 +315,11 @@ def test_numbers_have_three_digits_and_a_true_minus():
 
 
 def test_methods_are_the_functions(cmp):
-    plots = plot.Plots(cmp)
-    # drawn in test_joins, as made-up arrays have none
-    assert sorted([*NAMES, *JOINED, "Plots"]) == sorted(plot.__all__)
+    plots = interp.Comparison(cmp.dataset, cmp.controls).plot
+    assert set(dir(plots)) == {name for name in NAMES if name in figures_of("comparison")}
+    assert {*NAMES, *JOINED} == set(figures_of("comparison"))  # those of JOINED are drawn in test_joins
     for name in (*NAMES, *JOINED):
-        assert getattr(plot.Plots, name).__wrapped__ is getattr(plot, name)
+        assert getattr(plots, name).__doc__ == getattr(plot, name).__doc__
     assert words(plots.movers(ranks=3, width=8.5)) == words(plot.movers(cmp, ranks=3, width=8.5))
 
 

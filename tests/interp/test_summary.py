@@ -5,7 +5,7 @@ import pytest
 import xarray as xr
 
 from interp.measures.findings import COLUMNS
-from interp.measures.summary import summarise
+from interp.measures.summary import interval_notes, summarise
 from interp.stats import selection_halves
 
 MODELS = ["base", "tuned"]
@@ -211,3 +211,13 @@ def test_levels_have_no_rank_and_base_no_null():
 def test_columns_and_an_empty_comparison():
     frame = summarise(made({"kl": ("prompt pos", np.ones((20, 3)))}, prompts=20).drop_vars("kl"))
     assert tuple(frame.columns) == COLUMNS and len(frame) == 0
+
+
+def test_prompts_and_the_groups_that_are_resampled_are_both_counted():
+    data = heads(0, size=2.0).assign_coords(group=("prompt", np.arange(20) // 2), prompt=range(20))
+    frame = summarise(data)
+    assert (frame["n"] == 20).all() and (frame["groups"] == 10).all()
+    assert any("n counts prompts; they are resampled in 10 groups" in note for note in interval_notes(data))
+    apart = heads(0, size=2.0).assign_coords(prompt=range(20))
+    assert (summarise(apart)["n"] == summarise(apart)["groups"]).all()
+    assert not any("n counts prompts" in note for note in interval_notes(apart))
