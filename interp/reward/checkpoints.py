@@ -128,8 +128,8 @@ def load_gold(source: Place, *, label: str | None, output: Output) -> RewardMode
     try:
         return RewardModel.load(source, label=label, output=output)
     except LoadError as error:
-        said = str(error).replace("label= (--label)", "interp.load_reward(..., label=...) as gold=")
-        raise LoadError(f"gold: {said}") from error
+        message = str(error).replace("label= (--label)", "interp.load_reward(..., label=...) as gold=")
+        raise LoadError(f"gold: {message}") from error
 
 
 def same_reward(first: object, second: object) -> bool:

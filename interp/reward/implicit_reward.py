@@ -178,16 +178,16 @@ def implicit_reward(
     prompts = prompts if isinstance(prompts, Prompts) else Prompts(prompts)
     tokens, groups = read_prompts([first, second], prompts), np.asarray(prompts.groups, dtype=object)
     shape = (samples // 2, len(tokens))
-    said, raw, ratios = [], [], []
+    responses, raw, ratios = [], [], []
     for done, policy in enumerate((first, second)):
         told("models", done, 2)
-        own = respond(policy, tokens, shape[0], sampling, seed=seed, batch_size=batch_size)
-        raw.append(scores(scorer, own, reads=reads))
-        both = [response_log_probs(model, tokens, own, batch_size=batch_size) for model in (second, first)]
+        drawn = respond(policy, tokens, shape[0], sampling, seed=seed, batch_size=batch_size)
+        raw.append(scores(scorer, drawn, reads=reads))
+        both = [response_log_probs(model, tokens, drawn, batch_size=batch_size) for model in (second, first)]
         ratios.append([after - before for after, before in zip(*both, strict=True)])
-        said.append(own)
+        responses.append(drawn)
     told("models", 2, 2)
-    data = _samples(first, tokens, said, np.stack(raw), ratios, shape, steps, optimised or Optimised())
+    data = _samples(first, tokens, responses, np.stack(raw), ratios, shape, steps, optimised or Optimised())
     data = data.assign_coords(group=("prompt", np.unique(groups, return_inverse=True)[1]))
     words, units = reward_words(scorer)
     data["score"].attrs.update(long_name=f"{words}, raw score", units=units)
@@ -228,13 +228,13 @@ def calibrate(data: xr.Dataset, *, draws: int = 999, seed: int = 0) -> ImplicitR
     names = ("reward_within", "log_ratio_within", "residual")
     arrays = [each.reshape(shape) for each in (*free, fit.residual)]
     units = (str(data["reward"].attrs.get("units", "")), "nats", "nats")
-    said = (
+    titles = (
         "reward minus its prompt's mean, length taken out",
         "log-ratio minus its prompt's mean, length taken out",
         "log-ratio that neither reward nor length explains",
     )
     dims = "prompt source draw"
-    found = {n: variable(dims, a, s, u) for n, a, s, u in zip(names, arrays, said, units, strict=True)}
+    found = {n: variable(dims, a, s, u) for n, a, s, u in zip(names, arrays, titles, units, strict=True)}
     per = "nats per unit of reward"
     for end, row in zip(("", "_low", "_high"), np.array(apart).T, strict=True):
         found[f"slope_by_source{end}"] = variable("source", row, "slope of one model's samples", per)
@@ -305,10 +305,10 @@ def _scalars(fit: Slopes, nulls: tuple[np.ndarray, np.ndarray]) -> Mapping[str, 
         found[f"slope{n}"] = variable("", v[0], "change of the log-ratio with the reward", per)
         found[f"length_slope{n}"] = variable("", v[1], "change of the log-ratio with the length", "nats per token")
     for n, inverse in zip(names, beta, strict=True):
-        said = "1 / slope; not given where the slope's interval reaches 0"
-        found[f"effective_beta{n}"] = variable("", inverse, said, "reward per nat")
-    said = "share of the log-ratio's variance within prompts that reward and length explain"
-    found["explained"] = variable("", fit.explained, said, "share")
+        title = "1 / slope; not given where the slope's interval reaches 0"
+        found[f"effective_beta{n}"] = variable("", inverse, title, "reward per nat")
+    title = "share of the log-ratio's variance within prompts that reward and length explain"
+    found["explained"] = variable("", fit.explained, title, "share")
     found["null_slope"] = variable("permutation", nulls[0], "slope with rewards permuted within prompts", per)
     found["null_spearman"] = variable("permutation", nulls[1], "mean Spearman with rewards permuted within prompts")
     return found
@@ -317,7 +317,7 @@ def _scalars(fit: Slopes, nulls: tuple[np.ndarray, np.ndarray]) -> Mapping[str, 
 def _samples(
     policy: Policy,
     tokens: TokenizedPrompts,
-    said: list[Responses],
+    responses: list[Responses],
     raw: np.ndarray,
     ratios: list[list[np.ndarray]],
     shape: tuple[int, int],
@@ -332,7 +332,7 @@ def _samples(
     table = np.full((2, shape[0] * shape[1], steps), np.nan)
     names = np.full(table.shape, "", dtype=object)
     known = TokenTexts(policy.tokenizer)
-    for source, (own, found) in enumerate(zip(said, ratios, strict=True)):
+    for source, (own, found) in enumerate(zip(responses, ratios, strict=True)):
         for row, (ids, each) in enumerate(zip(own.ids, found, strict=True)):
             table[source, row, : len(each)] = each
             names[source, row, : len(ids)] = [known[i] for i in ids]
@@ -341,8 +341,8 @@ def _samples(
         raise MeasureError(f"optimised must return a finite reward for each of {raw.size} scores; correct the function")
     dims = "prompt source draw"
     total = np.nansum(table, axis=-1)
-    lengths = np.stack([own.lengths for own in said])
-    texts = strings([own.texts for own in said])
+    lengths = np.stack([own.lengths for own in responses])
+    texts = strings([own.texts for own in responses])
     return dataset(
         {
             "completion": variable(dims, by_prompt(texts), "sampled response"),

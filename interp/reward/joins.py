@@ -169,9 +169,9 @@ def token_arrays(data: xr.Dataset, reward: RewardModel, tokenizer: Any, seed: in
     """The join on tuned's first response to each prompt."""
     sampled = _sampled(data).sel(source="tuned", drop=True).isel(draw=0, drop=True)
     heads = [str(text) for text in data["completion_prompt"].values]
-    said = [str(text) for text in sampled["completion"].values]
-    texts = [head + text for head, text in zip(heads, said, strict=True)]
-    usable = [row for row, text in enumerate(texts) if said[row].strip() and not reward.too_long([text])]
+    completions = [str(text) for text in sampled["completion"].values]
+    texts = [head + text for head, text in zip(heads, completions, strict=True)]
+    usable = [row for row, text in enumerate(texts) if completions[row].strip() and not reward.too_long([text])]
     if not usable:
         raise MeasureError("no response has text that the reward model can read")
     attributed: list[Any] = [[] for _ in texts]
@@ -179,7 +179,7 @@ def token_arrays(data: xr.Dataset, reward: RewardModel, tokenizer: Any, seed: in
     for row, spans in zip(usable, found, strict=True):
         attributed[row] = spans
     moved = [
-        list(_moved(sampled.isel(prompt=row), tokenizer, len(heads[row]), said[row])) if spans else []
+        list(_moved(sampled.isel(prompt=row), tokenizer, len(heads[row]), completions[row])) if spans else []
         for row, spans in enumerate(attributed)
     ]
     starts = [len(head) for head in heads]
@@ -209,7 +209,7 @@ MOST_TEXTS = 256
 
 
 def probe_arrays(data: xr.Dataset, pair: CheckpointPair, reward: RewardModel, seed: int) -> xr.Dataset:
-    """Probes for a high reward, on what both models said.
+    """Probes for a high reward, on what both models wrote.
 
     Raises:
         MeasureError: as `probes`.
@@ -218,12 +218,12 @@ def probe_arrays(data: xr.Dataset, pair: CheckpointPair, reward: RewardModel, se
     heads = np.broadcast_to(data["completion_prompt"].values, own["completion"].shape)
     groups = np.broadcast_to(data["group"].values, own["completion"].shape)
     found = (
-        (f"{head}{said}", float(score), str(group))
-        for head, said, score, group in zip(
+        (f"{head}{completion}", float(score), str(group))
+        for head, completion, score, group in zip(
             heads.ravel(), own["completion"].values.ravel(), own["completion_reward"].values.ravel(), groups.ravel(),
             strict=True,
         )
-        if str(said).strip() and not reward.too_long([f"{head}{said}"])
+        if str(completion).strip() and not reward.too_long([f"{head}{completions}"])
     )  # fmt: skip
     rows = list(islice(found, MOST_TEXTS))
     if not rows:

@@ -32,8 +32,8 @@ _SAMPLED = frozenset({"completion", "score", "text", "token", "token_log_ratio"}
 
 def _named(data: xr.Dataset, name: str, drop: frozenset[str] = frozenset()) -> xr.Dataset:
     """A join's arrays under its prefix, with what it says of itself."""
-    said = {key: value for key, value in data.attrs.items() if key != "remark"}
-    attrs = {RECORDS: json.dumps({name: said}), REMARKS: str(data.attrs.get("remark", ""))}
+    record = {key: value for key, value in data.attrs.items() if key != "remark"}
+    attrs = {RECORDS: json.dumps({name: record}), REMARKS: str(data.attrs.get("remark", ""))}
     return flattened(data, name, drop=drop).drop_attrs(deep=False).assign_attrs(attrs)
 
 
@@ -92,20 +92,20 @@ def _implicit_findings(table: Table) -> Iterator[Row]:
     )
     if np.isfinite(float(table.data["implicit_effective_beta"])):
         yield table.fitted(reading, "effective beta", "implicit_effective_beta", "reward per nat", ranked=False)
-    said = "variance of the log-ratio within prompts that reward and length explain"
-    yield table.fitted(reading, said, "implicit_explained", "share", bounds=False, ranked=False)
+    share = "variance of the log-ratio within prompts that reward and length explain"
+    yield table.fitted(reading, share, "implicit_explained", "share", bounds=False, ranked=False)
 
 
 def _token_findings(table: Table) -> Iterator[Row]:
     """Rank correlations of the reward's token attribution and what the tuning did to the tokens."""
-    for name, said in (
+    for name, pair in (
         ("signed", "attribution and log-ratio"),
         ("size", "|attribution| and |log-ratio|"),
         ("size_given_surprise", "|attribution| and |log-ratio|, base's surprise held fixed"),
     ):
         yield table.fitted(
             "token join",
-            f"Spearman of a token's {said}, within texts",
+            f"Spearman of a token's {pair}, within texts",
             f"join_{name}_spearman",
             "1",
             mean="_mean",

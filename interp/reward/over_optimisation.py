@@ -167,12 +167,12 @@ def over_optimisation(
         # One checkpoint is in memory at a time beside base, however many there are.
         policy = base if step == steps[0] else as_policy(sources[step])
         check_same_vocabulary(base.tokenizer, policy.tokenizer, f"step {step}")
-        said = respond(policy, tokens, samples, sampling, seed=seed, batch_size=batch_size)
+        responses = respond(policy, tokens, samples, sampling, seed=seed, batch_size=batch_size)
         for name, each in rewards.items():
-            known[name].append(scores(each, said, reads=reads))
-        along = response_kl(base, policy, tokens, said, batch_size=batch_size)
+            known[name].append(scores(each, responses, reads=reads))
+        along = response_kl(base, policy, tokens, responses, batch_size=batch_size)
         known["kl"].append(np.array([kl.sum() for kl in along]))
-        known["length"].append(said.lengths)
+        known["length"].append(responses.lengths)
     told("checkpoints", len(steps), len(steps))
     shape = (len(steps), samples, len(tokens))
     arrays = {name: np.stack(rows).reshape(shape).transpose(2, 0, 1) for name, rows in known.items() if rows}
@@ -249,7 +249,7 @@ def curve(
         MeasureError: base's scores are all equal, so that gains have no scale.
     """
     dims = "prompt step draw"
-    found = {
+    variables = {
         "kl": variable(dims, arrays["kl"], "KL(checkpoint || base), summed over the response", "nats"),
         "length": variable(dims, arrays["length"], "response tokens, the end token included", "tokens"),
     }
@@ -257,32 +257,32 @@ def curve(
     for name, short in (("score", "reward"), ("gold_score", "gold")):
         if name not in arrays:
             continue
-        values, (said, units) = arrays[name], words[name]
+        values, (title, units) = arrays[name], words[name]
         spread = float(values[:, 0].std())
         if spread == 0:
             raise MeasureError(
-                f"{said}: base's samples all score {values.flat[0]:g}, so a gain has no scale; take more"
+                f"{title}: base's samples all score {values.flat[0]:g}, so a gain has no scale; take more"
             )
-        found[name] = variable(dims, values, said, units)
+        variables[name] = variable(dims, values, title, units)
         gains[short] = _gains(values, groups, seed)
         rows = ((short, _means(values, groups, seed), units), (f"{short}_gain", _bounds(gains[short]), _SD))
         for key, ends, unit in rows:
             for end, row in zip(_ENDS, ends, strict=True):
-                found[f"{key}{end}"] = variable("step", row, said, unit)
+                variables[f"{key}{end}"] = variable("step", row, title, unit)
     if len(gains) == 2:
-        found |= _together(gains, arrays)
+        variables |= _together(gains, arrays)
     for end, row in zip(_ENDS, _means(arrays["kl"], groups, seed), strict=True):
-        found[f"kl_response{end}"] = variable("step", row, "KL(checkpoint || base) per response", "nats")
+        variables[f"kl_response{end}"] = variable("step", row, "KL(checkpoint || base) per response", "nats")
         root = np.sqrt(np.maximum(row, 0))
-        found[f"distance{end}"] = variable("step", root, "square root of KL(checkpoint || base)", "sqrt(nats)")
+        variables[f"distance{end}"] = variable("step", root, "square root of KL(checkpoint || base)", "sqrt(nats)")
     for end, row in zip(_ENDS, _per_token(arrays, groups, seed), strict=True):
-        found[f"kl_token{end}"] = variable("step", row, "KL(checkpoint || base) per response token", "nats")
+        variables[f"kl_token{end}"] = variable("step", row, "KL(checkpoint || base) per response token", "nats")
     names = {"reward": "score", "gold": "gold_score"}
-    found |= {
+    variables |= {
         k: v for s, n in names.items() if n in arrays for k, v in _peak(s, arrays[n], steps, groups, seed).items()
     }
     sizes = arrays["score"].shape
-    data = dataset(found, step=steps, prompt=range(sizes[0]), draw=range(sizes[2])).assign_attrs(caveat=CAVEAT)
+    data = dataset(variables, step=steps, prompt=range(sizes[0]), draw=range(sizes[2])).assign_attrs(caveat=CAVEAT)
     return OverOptimisation(data.assign_coords(group=("prompt", groups)))
 
 
@@ -325,8 +325,8 @@ def _bounds(rows: np.ndarray) -> np.ndarray:
 def _together(gains: Mapping[str, np.ndarray], arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """How far gold's gain is behind the optimised one's, and whether the two still rank a step's samples alike."""
     rows = _bounds(gains["gold"] - gains["reward"])  # both have the same resamples
-    said = "gain of gold minus that of the optimised reward"
-    found = {f"gap{end}": variable("step", row, said, _SD) for end, row in zip(_ENDS, rows, strict=True)}
+    title = "gain of gold minus that of the optimised reward"
+    found = {f"gap{end}": variable("step", row, title, _SD) for end, row in zip(_ENDS, rows, strict=True)}
     count = arrays["score"].shape[1]
     flat = [arrays[name].transpose(1, 0, 2).ravel() for name in ("score", "gold_score")]
     index = np.repeat(np.arange(count), len(flat[0]) // count)
@@ -352,8 +352,8 @@ def _peak(short: str, values: np.ndarray, steps: list[int], groups: np.ndarray, 
     at = int(values[chosen].mean((0, 2)).argmax())
     fall = (values[rest, -1] - values[rest, at]).mean(-1)
     ends = bootstrap_mean(fall, groups[rest], seed=seed)
-    said = f"mean {short} at the last step minus that at the peak"
-    found = {f"{short}_fall{n}": variable("", v, said) for n, v in zip(_ENDS, ends, strict=True)}
+    title = f"mean {short} at the last step minus that at the peak"
+    found = {f"{short}_fall{n}": variable("", v, title) for n, v in zip(_ENDS, ends, strict=True)}
     return {f"{short}_peak": variable("", steps[at], f"step of the highest mean {short}", "steps"), **found}
 
 
@@ -380,8 +380,8 @@ def _summary(data: xr.Dataset) -> pd.DataFrame:
     for short, name in (("reward", "score"), ("gold", "gold_score")):
         if name not in data:
             continue
-        said, units = data[name].attrs["long_name"], data[name].attrs["units"]
-        role = f"optimised {said}" if short == "reward" else f"gold {said}"
+        title, units = data[name].attrs["long_name"], data[name].attrs["units"]
+        role = f"optimised {title}" if short == "reward" else f"gold {title}"
         add(f"{role}: base", short, units, at=first)
         add(f"{role}: step {last}", short, units, at=last)
         add(f"{role}: step of the highest mean{chosen}", f"{short}_peak", "steps")

@@ -122,8 +122,8 @@ def probes(
         PromptError: a text is empty or too long for a model, or counts differ.
         MissingExtra: scikit-learn is not installed.
     """
-    said = check_texts(texts)
-    target, index = _checked(said, labels, groups, folds)
+    checked = check_texts(texts)
+    target, index = _checked(checked, labels, groups, folds)
     if pooling not in ("mean", "read"):
         raise MeasureError(f'pooling is "mean" or "read", not {pooling!r}')
     if draws < 0 or not strength > 0:
@@ -138,7 +138,7 @@ def probes(
         for step in sorted(steps):
             told("checkpoints", done, total)
             done += 1
-            states = activations(load_model(steps[step]), said, pooling=pooling, batch_size=batch_size)
+            states = activations(load_model(steps[step]), checked, pooling=pooling, batch_size=batch_size)
             if found[name] and len(states) != len(found[name][0].accuracy):
                 raise MeasureError(
                     f"{name} has {len(states) - 1} layers at step {step} and {len(found[name][0].accuracy) - 1} before;"
@@ -221,10 +221,10 @@ def _probed(
     correct, areas, nulls = [], [], []
     for values in states:
         parts = [_standardised(values, *split) for split in splits]  # once for all labels: fits are small, and many
-        said = _held_out(parts, target, splits, strength)
-        correct.append(_hits(said, target))
-        areas.append(_area(said, target, splits))
-        each = (_hits(_held_out(parts, labels, splits, strength), labels) for labels in shuffled)
+        scores = _cross_validated(parts, target, splits, strength)
+        correct.append(_hits(scores, target))
+        areas.append(_area(scores, target, splits))
+        each = (_hits(_cross_validated(parts, labels, splits, strength), labels) for labels in shuffled)
         nulls.append([hits.mean() for hits in each])
     rows = np.stack(correct)
     return _Cell(rows, rows.mean(-1), np.array(areas), np.array(nulls).reshape(len(rows), len(shuffled)))
@@ -238,7 +238,7 @@ def _standardised(values: np.ndarray, train: np.ndarray, test: np.ndarray) -> tu
     return scaler.transform(values[train]), scaler.transform(values[test])
 
 
-def _held_out(
+def _cross_validated(
     parts: Sequence[tuple[np.ndarray, np.ndarray]],
     target: np.ndarray,
     splits: Sequence[tuple[np.ndarray, np.ndarray]],
@@ -247,26 +247,26 @@ def _held_out(
     """What the probe of the fold that did not see it says of each text: above 0 for label 1."""
     from sklearn.linear_model import LogisticRegression
 
-    said = np.zeros(len(target))
+    scores = np.zeros(len(target))
     for (known, new), (train, test) in zip(parts, splits, strict=True):
         if len(np.unique(target[train])) < 2:  # shuffled labels may leave a fold with one
-            said[test] = 2.0 * target[train][0] - 1
+            scores[test] = 2.0 * target[train][0] - 1
             continue
         probe = LogisticRegression(C=strength, class_weight="balanced", max_iter=2000).fit(known, target[train])
-        said[test] = probe.decision_function(new)
-    return said
+        scores[test] = probe.decision_function(new)
+    return scores
 
 
-def _hits(said: np.ndarray, target: np.ndarray) -> np.ndarray:
+def _hits(scores: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Whether each text is judged rightly, weighted so that the mean is the balanced accuracy."""
-    return ((said > 0) == target) * (len(target) / (2 * np.bincount(target, minlength=2))[target])
+    return ((scores > 0) == target) * (len(target) / (2 * np.bincount(target, minlength=2))[target])
 
 
-def _area(said: np.ndarray, target: np.ndarray, splits: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
+def _area(scores: np.ndarray, target: np.ndarray, splits: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
     """Mean over the folds of the area under the ROC curve."""
     from sklearn.metrics import roc_auc_score
 
-    areas = [roc_auc_score(target[test], said[test]) for _, test in splits if len(np.unique(target[test])) == 2]
+    areas = [roc_auc_score(target[test], scores[test]) for _, test in splits if len(np.unique(target[test])) == 2]
     return float(np.mean(areas)) if areas else _NAN
 
 
@@ -302,8 +302,8 @@ def _collected(
     cube = "model step layer"
     variables = {key: variable(cube, arrays[key], words[key.split("_")[0]], "share") for key in keys}
     variables["auroc"] = variable(cube, arrays["auroc"], "area under the ROC curve, mean of the folds")
-    said = "balanced accuracy on shuffled labels"
-    variables["null_accuracy"] = variable(f"{cube} permutation", arrays["null_accuracy"], said, "share")
+    title = "balanced accuracy on shuffled labels"
+    variables["null_accuracy"] = variable(f"{cube} permutation", arrays["null_accuracy"], title, "share")
     variables["trained"] = variable("model step", clock["trained"], "optimiser steps", "steps")
     variables["fraction"] = variable("model step", clock["fraction"], "share of the training", "share")
     for key, values in ends.items():

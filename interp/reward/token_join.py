@@ -107,18 +107,18 @@ def token_join(
         MeasureError: a span lies outside its text, a label is missing, or the model is no causal one.
         TokenizerMismatch: the models do not share one vocabulary.
     """
-    said = check_texts(texts)
+    checked = check_texts(texts)
     first, second = as_policy(base), as_policy(tuned)
     check_same_vocabulary(first.tokenizer, second.tokenizer)
     spans = spans_of(attribution, label=label)
     for name, given in (("attributions", spans), ("starts", starts), ("groups", groups)):
-        if given is not None and len(given) != len(said):
-            raise PromptError(f"{len(said)} texts but {len(given)} {name}; give one for each text")
-    _check_spans(said, spans)
-    moved = _policy_spans(first, second, said, batch_size)
-    names = list(groups) if groups is not None else [str(index) for index in range(len(said))]
+        if given is not None and len(given) != len(checked):
+            raise PromptError(f"{len(checked)} texts but {len(given)} {name}; give one for each text")
+    _check_spans(checked, spans)
+    moved = _policy_spans(first, second, checked, batch_size)
+    names = list(groups) if groups is not None else [str(index) for index in range(len(checked))]
     owners = np.unique(np.asarray(names), return_inverse=True)[1]
-    return join_spans(said, spans, moved, starts=starts, groups=owners, draws=draws, seed=seed)
+    return join_spans(checked, spans, moved, starts=starts, groups=owners, draws=draws, seed=seed)
 
 
 def join_spans(
@@ -211,8 +211,8 @@ def _policy_spans(first: Policy, second: Policy, texts: Sequence[str], batch_siz
         offsets.append([*[(0, 0)] * (len(own) - len(found)), *found])
     heads = TokenizedPrompts(tuple((own[0],) for own in ids), None, None)
     blank = ("",) * len(ids)
-    said = Responses(tuple(range(len(ids))), tuple(tuple(own[1:]) for own in ids), blank, blank, blank)
-    before, after = (response_log_probs(policy, heads, said, batch_size=batch_size) for policy in (first, second))
+    continued = Responses(tuple(range(len(ids))), tuple(tuple(own[1:]) for own in ids), blank, blank, blank)
+    before, after = (response_log_probs(policy, heads, continued, batch_size=batch_size) for policy in (first, second))
     return [
         [(*places[0], _NAN, _NAN)]
         + [(*span, float(t - b), float(-b)) for span, b, t in zip(places[1:], low, high, strict=True)]
@@ -319,12 +319,12 @@ def _ranked(
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Two columns for each of `READINGS`, whose ranks are correlated."""
     sizes = np.abs(attribution), np.abs(ratio)
-    held = unit_ranks(surprise, index)
-    held = np.where(np.isfinite(held), held, 0.0)
+    rarity = unit_ranks(surprise, index)
+    rarity = np.where(np.isfinite(rarity), rarity, 0.0)
     free = []
     for values in sizes:
         ranks = unit_ranks(values, index)
-        left = ranks - held * np.bincount(index, weights=np.nan_to_num(ranks * held))[index]
+        left = ranks - rarity * np.bincount(index, weights=np.nan_to_num(ranks * rarity))[index]
         free.append(left)
     return {"signed": (attribution, ratio), "size": sizes, "size_given_surprise": (free[0], free[1])}
 
@@ -355,13 +355,13 @@ def _reading(
         each = np.bincount(index, weights=within[0][order] * within[1])
         nulls[:, draw] = _mean(each), float(pooled[0][order] @ pooled[1])
     mean = bootstrap_mean(by_text, groups, seed=seed)
-    said = f"rank correlation of {READINGS[name]}"
-    out = {f"{name}_spearman": variable("prompt", by_text, f"{said} within a text")}
+    title = f"rank correlation of {READINGS[name]}"
+    out = {f"{name}_spearman": variable("prompt", by_text, f"{title} within a text")}
     for end, value in zip(("mean", "low", "high"), mean, strict=True):
-        out[f"{name}_spearman_{end}"] = variable("", value, f"{said}: mean over texts")
-    out[f"{name}_pooled"] = variable("", float(pooled[0] @ pooled[1]), f"{said} over all spans")
+        out[f"{name}_spearman_{end}"] = variable("", value, f"{title}: mean over texts")
+    out[f"{name}_pooled"] = variable("", float(pooled[0] @ pooled[1]), f"{title} over all spans")
     for end, row in zip(("spearman", "pooled"), nulls, strict=True):
-        out[f"null_{name}_{end}"] = variable("permutation", row, f"{said}, attributions permuted within texts")
+        out[f"null_{name}_{end}"] = variable("permutation", row, f"{title}, attributions permuted within texts")
     return out
 
 
