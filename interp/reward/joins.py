@@ -223,7 +223,7 @@ def probe_arrays(data: xr.Dataset, pair: CheckpointPair, reward: RewardModel, se
             heads.ravel(), own["completion"].values.ravel(), own["completion_reward"].values.ravel(), groups.ravel(),
             strict=True,
         )
-        if str(completion).strip() and not reward.too_long([f"{head}{completions}"])
+        if str(completion).strip() and not reward.too_long([f"{head}{completion}"])
     )  # fmt: skip
     rows = list(islice(found, MOST_TEXTS))
     if not rows:

@@ -208,7 +208,11 @@ def _rewards(
     if reward is None:
         if not isinstance(pair, CheckpointPair):
             raise MeasureError("policies by step do not say what they were tuned toward; pass reward=")
-        scorer: Reward = as_reward(pair)
+        if pair.reward is None:
+            raise MeasureError(
+                f"the pair {pair.name} was tuned toward a function or a sum of rewards, which is not kept; pass reward="
+            )
+        scorer: Reward = resolve_reward(pair.reward) if callable(pair.reward) else as_reward(pair)
     elif isinstance(reward, (str, os.PathLike)):
         how = pair.manifest.get("reward") or {} if isinstance(pair, CheckpointPair) else {}
         scorer = RewardModel.load(reward, label=how.get("label"), output=how.get("output"))

@@ -221,7 +221,7 @@ def test_what_a_pair_cannot_tell(pair, made, tmp_path):
     with pytest.raises(MeasureError, match=r"kept no checkpoints.*--set train.checkpoint_interval=2"):
         over_optimisation(bare, goods)
     function = CheckpointPair(pair.path, {**pair.manifest, "reward": None})
-    with pytest.raises(MeasureError, match="a function or a sum of rewards, not kept; pass reward="):
+    with pytest.raises(MeasureError, match="a function or a sum of rewards, which is not kept; pass reward="):
         over_optimisation(function)
     silent = CheckpointPair(tmp_path, pair.manifest)
     with pytest.raises(MeasureError, match="kept no samples that say which prompts"):
