@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Collection, Mapping
 from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 
@@ -24,7 +27,7 @@ def lazy(
 
     def get(name: str) -> Any:
         if name not in homes:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}; dir({package}) lists its names")
+            return submodule(package, name)
         home = homes[name]
         value = getattr(import_module(home), name) if home else import_module(f"{package}.{name}")
         if name not in growing:
@@ -32,3 +35,19 @@ def lazy(
         return value
 
     return get, lambda: sorted(homes)
+
+
+def submodule(package: str, name: str) -> ModuleType:
+    """A module of a package, imported when it is named: `interp.stats` is there after `import interp`.
+
+    Raises:
+        AttributeError: the package has no such module.
+    """
+    if name.startswith("_") or find_spec(f"{package}.{name}") is None:
+        raise AttributeError(f"module {package!r} has no attribute {name!r}; dir({package}) lists its names")
+    return import_module(f"{package}.{name}")
+
+
+def submodules(package: str) -> Callable[[str], ModuleType]:
+    """A package's `__getattr__` where its names are there and only its modules are not; hide it from type checkers."""
+    return functools.partial(submodule, package)

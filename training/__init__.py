@@ -6,7 +6,9 @@ pair = train(RLHFConfig.load("stories3M_positive"), "runs/positive")
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from interp.lazy import lazy
 
 if TYPE_CHECKING:
     from training.config import RewardModelConfig, RLHFConfig
@@ -27,14 +29,5 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used: `import training` itself loads nothing."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'training' has no attribute {name!r}")
-    import importlib
-
-    return getattr(importlib.import_module(_HOMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy(__name__, _HOMES)

@@ -1,4 +1,4 @@
-"""The good-vs-bad study, step by step; see `analyses.good_vs_bad.study`."""
+"""The good-vs-bad study, step by step; see the module `study`."""
 
 from analyses.good_vs_bad.study import (
     Study,

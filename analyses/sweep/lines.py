@@ -96,5 +96,5 @@ def _course(row: pd.Series) -> list[str]:
     when = f"; half at {half:.0%}" if np.isfinite(half) and row["checkpoints"] > 2 else ""
     return [
         f"L{row['layer']}: {row['first']:.2f} to {row['last']:.2f} ({row['null']:.2f})",
-        value_words(float(row["final_gain"]), float(row["final_gain_lower"]), float(row["final_gain_upper"])) + when,
+        value_words(float(row["final_gain"]), float(row["final_gain_low"]), float(row["final_gain_high"])) + when,
     ]

@@ -158,8 +158,10 @@ def _probes(config: SweepConfig, gate: pd.DataFrame, cells: Mapping[str, Path]) 
         if name not in cells or not (cells[name] / "probes.nc").is_file():
             continue
         with xr.open_dataset(cells[name] / "probes.nc", engine="h5netcdf") as data:
+            former = {str(name): str(name).rpartition("_") for name in data.data_vars}
+            ends = {name: f"{stem}_{_ENDS[end]}" for name, (stem, _, end) in former.items() if end in _ENDS}
             for model in data["model"].values:
-                own = data.sel(model=model)
+                own = data.rename(ends).sel(model=model)
                 steps = int(np.isfinite(own["trained"].values).sum())
                 layer = int(own["best_layer"])
                 here = own.isel(layer=layer)
@@ -182,7 +184,7 @@ def _probes(config: SweepConfig, gate: pd.DataFrame, cells: Mapping[str, Path]) 
 
 
 def _ends(name: str) -> tuple[str, str, str]:
-    return name, f"{name}_lower", f"{name}_upper"
+    return name, f"{name}_low", f"{name}_high"
 
 
 def _emotions(
@@ -210,7 +212,8 @@ def _emotions(
     return table
 
 
-_FORMER = {"lower": "estimate_low", "upper": "estimate_high"}  # columns of cells that version 1 wrote
+_ENDS = {"lower": "low", "upper": "high"}  # in cells that version 1 wrote
+_FORMER = {end: f"estimate_{new}" for end, new in _ENDS.items()}
 
 
 def _of_implicit(folder: Path, seed: int) -> dict[str, float]:

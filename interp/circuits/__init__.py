@@ -5,6 +5,8 @@ real, `stability` asks what other prompts would have chosen, `compare` puts two 
 what changed in a head, and `path_patching` follows one path from a head or MLP to another.
 """
 
+from typing import TYPE_CHECKING
+
 from interp.circuits.compare import CircuitComparison, compare
 from interp.circuits.faithfulness import (
     CircuitValues,
@@ -27,6 +29,7 @@ from interp.circuits.selection import (
     random_circuits,
     stability,
 )
+from interp.lazy import submodules
 from interp.metrics import Metric
 from interp.stats import Estimate
 
@@ -56,3 +59,6 @@ __all__ = [
     "random_circuits",
     "stability",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = submodules(__name__)

@@ -7,6 +7,9 @@ Differences are tuned minus base; KL is KL(tuned || base) in nats. `register_mea
 
 from __future__ import annotations
 
+from typing import Any
+
+from interp.lazy import submodule
 from interp.measures import registry
 from interp.measures.arrays import dataset, stack_models, variable
 from interp.measures.findings import Table, difference, of_model
@@ -41,8 +44,7 @@ DEFAULT_MEASURES: tuple[str, ...]
 """What `compare` takes unless told otherwise; the others are asked for by name, all of them by "all"."""
 
 
-def __getattr__(name: str) -> tuple[str, ...]:
+def __getattr__(name: str) -> Any:
     if name in ("MEASURES", "DEFAULT_MEASURES"):
-        found: tuple[str, ...] = getattr(registry, name)
-        return found
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(registry, name)
+    return submodule(__name__, name)

@@ -1,5 +1,8 @@
 """Models: a policy, a reward model or a pair of policies, loaded, checked, and read by the names of their parts."""
 
+from typing import TYPE_CHECKING
+
+from interp.lazy import submodules
 from interp.models.fidelity import check_fidelity
 from interp.models.load import as_policy, as_reward, load, load_pair, load_reward
 from interp.models.optimised import Optimised
@@ -28,3 +31,6 @@ __all__ = [
     "load_tokenizer",
     "source_name",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = submodules(__name__)

@@ -1,5 +1,8 @@
 """Causes: patching across models and within one, ablation, attribution patching, search, steering, the value head."""
 
+from typing import TYPE_CHECKING
+
+from interp.lazy import submodules
 from interp.patching.ablation import ablation
 from interp.patching.activation import activation_patching, patch_runs
 from interp.patching.attribution import attribution_map, attribution_patching
@@ -29,3 +32,6 @@ __all__ = [
     "steering",
     "value_reading",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = submodules(__name__)

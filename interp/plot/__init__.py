@@ -8,6 +8,9 @@ with `figure` is a figure of its kind of result too: `result.plot.NAME()`.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from interp.lazy import submodules
 from interp.plot import circuits
 from interp.plot import patching as _patching  # noqa: F401  its figures register themselves
 from interp.plot.attention import attention_classes, ov_circuits
@@ -52,3 +55,6 @@ __all__ = [
     "top_tokens",
     "weights",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = submodules(__name__)

@@ -80,7 +80,7 @@ def implicit_reward(result: Result, *, width: float = PAGE) -> Figure:
                     [], [], color=colour, marker=marker, markerfacecolor=face, linestyle="", label=f"{source}'s samples"
                 )
             )
-        slope, low, high = (float(data[f"slope{end}"]) for end in ("", "_lower", "_upper"))
+        slope, low, high = (float(data[f"slope{end}"]) for end in ("", "_low", "_high"))
         ends = np.array(left.get_xlim())
         handles += left.plot(ends, slope * ends, color=INK, linewidth=1.4, label="fit", zorder=3)
         if np.isfinite(low):
@@ -173,7 +173,7 @@ def over_optimisation(result: Result, *, width: float = PAGE) -> Figure:
 
 def _banded(ax: Axes, x: np.ndarray, data: xr.Dataset, name: str, label: str, look: dict[str, Any]) -> list[Any]:
     """A curve with its intervals, and what the legend shows of it."""
-    mean, low, high = (data[f"{name}{end}"].values.astype(float) for end in ("", "_lower", "_upper"))
+    mean, low, high = (data[f"{name}{end}"].values.astype(float) for end in ("", "_low", "_high"))
     if np.isfinite(low).any():
         ax.fill_between(x, low, high, color=look["color"], alpha=0.16, linewidth=0)
     return list(ax.plot(x, mean, label=label, **look))
@@ -205,7 +205,7 @@ def token_join(result: Result, *, width: float = PAGE) -> Figure:
         left.set_title("Log-ratio against reward attribution\none point a span of characters")
         left.set_xlabel("reward attribution")
         left.set_ylabel("log π tuned − log π base [nats]")
-        value, low, high = (float(data[f"signed_spearman_{end}"]) for end in ("mean", "lower", "upper"))
+        value, low, high = (float(data[f"signed_spearman_{end}"]) for end in ("mean", "low", "high"))
         handles = _against_null(right, data["null_signed_spearman"].values, (value, low, high), "permuted attributions")
         right.set_title(f"Spearman within texts {number(value)}\n{_interval(low, high)}")
         right.set_xlabel("mean rank correlation within texts")

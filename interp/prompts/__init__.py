@@ -1,5 +1,8 @@
 """Prompts: texts, chats or token ids, the answers that are contrasted after them, and their tokens."""
 
+from typing import TYPE_CHECKING
+
+from interp.lazy import submodules
 from interp.prompts.prompts import Prompts
 from interp.prompts.tokens import (
     AnswerTokens,
@@ -29,3 +32,6 @@ __all__ = [
     "response_texts",
     "token_text",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = submodules(__name__)

@@ -1,5 +1,8 @@
 """The one result that every verb returns: what it holds, how it prints, draws, is kept and read again."""
 
+from typing import TYPE_CHECKING
+
+from interp.lazy import submodules
 from interp.result.result import ANY, PROVIDERS, Plots, Result, drawable_names, load_result, register_page
 from interp.result.tables import cells, frame_text, interval, number
 
@@ -16,3 +19,6 @@ __all__ = [
     "number",
     "register_page",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = submodules(__name__)

@@ -1,5 +1,8 @@
 """Reading a reward model: where its score comes from, what it goes by, and what follows from it in the policy."""
 
+from typing import TYPE_CHECKING
+
+from interp.lazy import submodules
 from interp.reward.attribution import Attribution, against_patching, attribute, rank_correlation, score_range
 from interp.reward.counterexamples import Counterexamples, counterexamples
 from interp.reward.direct_attribution import DirectAttribution, direct_attribution
@@ -37,3 +40,7 @@ __all__ = [
 
 def __dir__() -> list[str]:
     return list(__all__)
+
+
+if not TYPE_CHECKING:
+    __getattr__ = submodules(__name__)

@@ -14,6 +14,7 @@ from interp.errors import MeasureError
 from interp.measures.arrays import as_variable, dataset, strings, variable
 from interp.models import RewardModel
 from interp.models.source import source_name
+from interp.progress import Progress, no_progress
 from interp.result import Result
 from interp.reward.fixed_effects import rank_correlations
 from interp.reward.forward import BASELINE_WORDS, at_rest, baseline_vector, gradient_x_input, leave_one_out
@@ -207,10 +208,12 @@ def attribute(
     max_points: int = MAX_POINTS,
     first_points: int = FIRST_POINTS,
     patched_texts: int = 8,
+    progress: Progress | None = None,
 ) -> Attribution:
     """Attribute a reward model's score to the tokens of each text, and say how far patching agrees.
 
-    - `integrated_gradients`: see `interp.reward.integrate`; the parts sum to F(x) - F(x') within the tolerance.
+    - `integrated_gradients`: the parts sum to F(x) - F(x') within the tolerance (see
+      `interp.reward.integrated_gradients`).
     - `leave_one_out`: F(x) - F(x with this token at the baseline).
     - `gradient_x_input`: gradient at the text, dotted with the token's embedding; no baseline.
 
@@ -240,6 +243,7 @@ def attribute(
         patched_texts: in how many texts, evenly spread, tokens are patched to compare; 0 is none. It costs a forward
             pass for each of their tokens, which with few texts is more than the attribution itself. `leave_one_out` is
             patching, and is not compared.
+        progress: told of the "attributions", one a text and label, that are done.
 
     Returns:
         The attribution, [prompt, pos, label]; 0 at tokens that the tokenizer added, but for `gradient_x_input`.
@@ -273,7 +277,14 @@ def attribute(
                 return tolerance * ranges
 
             found = integrate(
-                model, read, columns, vector=vector, limits=limits, max_points=max_points, first_points=first_points
+                model,
+                read,
+                columns,
+                vector=vector,
+                limits=limits,
+                max_points=max_points,
+                first_points=first_points,
+                progress=progress or no_progress,
             )
         else:
             found, ranges = _other(model, read, columns, method, chosen), np.full(len(named), np.nan)

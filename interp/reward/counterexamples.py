@@ -18,6 +18,7 @@ from interp.errors import MeasureError
 from interp.measures.arrays import dataset, strings, variable
 from interp.models import RewardModel
 from interp.models.source import source_name
+from interp.progress import Progress, no_progress
 from interp.prompts import make_batch, token_text
 from interp.result import Result
 from interp.reward.forward import at_rest, batches, embeddings, gradients, tokens_a_pass
@@ -71,7 +72,7 @@ class Counterexamples(Result):
 
     def _table(self, name: str) -> pd.DataFrame:
         table = pd.DataFrame({column: self.dataset[f"{name}_{column}"].values for column in _TABLES[name]})
-        return table.astype({column: object for column in _TABLES[name] if column in _TEXTS})
+        return table.astype({column: str for column in _TABLES[name] if column in _TEXTS})
 
     def headline(self) -> str:
         """The model, and how many of each kind there are."""
@@ -117,6 +118,7 @@ def counterexamples(
     swaps: int = 3,
     swapped_texts: int = 4,
     batch_size: int = 64,
+    progress: Progress | None = None,
 ) -> Counterexamples:
     """The texts of a labelled set by which a reward model can be seen to be wrong.
 
@@ -136,6 +138,7 @@ def counterexamples(
         swaps: most swaps of one text.
         swapped_texts: in how many texts tokens are swapped: those whose scores are lowest.
         batch_size: texts a pass.
+        progress: told of the "texts" in which tokens are swapped.
 
     Raises:
         PromptError: a text is empty or longer than the context.
@@ -153,8 +156,12 @@ def counterexamples(
         threshold = {"logit": 0.0, "sigmoid": 0.5, "softmax": 1 / len(model.labels)}[model.squash]
     score = model.score(list(read.texts), batch_size=batch_size)
     lowest = np.argsort(score, kind="stable")[:swapped_texts]
+    told, steps = progress or no_progress, []
     with at_rest(model):
-        steps = [step for row in lowest for step in _greedy(model, read.texts[row], float(score[row]), swaps)]
+        for done, row in enumerate(lowest):
+            told("texts", done, len(lowest))
+            steps += _greedy(model, read.texts[row], float(score[row]), swaps)
+    told("texts", len(lowest), len(lowest))
     tables = {
         "at_odds": _at_odds(read, truth, score, count),
         "pairs": _pairs(read, score, count, overlap, threshold),

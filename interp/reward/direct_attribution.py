@@ -31,6 +31,7 @@ from interp.hooks import Site, patch
 from interp.measures.arrays import dataset, strings, variable
 from interp.models import RewardModel, RewardTrace
 from interp.models.source import source_name
+from interp.progress import Progress, no_progress
 from interp.result import Result
 from interp.reward.attribution import about_texts, agreement, agreement_in_short, patching_table
 from interp.reward.fixed_effects import spearman
@@ -106,6 +107,7 @@ def direct_attribution(
     labels: Sequence[str] | str | None = None,
     batch_size: int = 32,
     patching: bool = True,
+    progress: Progress | None = None,
 ) -> DirectAttribution:
     """What each component and each head writes straight into a label's logit.
 
@@ -119,6 +121,7 @@ def direct_attribution(
         labels: the labels; None is the model's own, "all" every one.
         batch_size: texts a pass.
         patching: also take each component out.
+        progress: told of the "components" that are taken out.
 
     Raises:
         PromptError: a text is empty or longer than the context.
@@ -148,7 +151,7 @@ def direct_attribution(
         "text": variable("prompt", strings(read.texts), "text"),
     }
     if patching:
-        effect = _taken_out(model, read, chunks, columns, logits)
+        effect = _taken_out(model, read, chunks, columns, logits, progress or no_progress)
         agree = [[spearman(terms[i, :-1, j], effect[i, :, j]) for j in range(len(columns))] for i in range(len(read))]
         padded = np.concatenate([effect, np.full((len(read), 1, len(columns)), np.nan)], axis=1)
         variables["patching_effect"] = variable(
@@ -238,7 +241,12 @@ def _slopes(
 
 
 def _taken_out(
-    model: RewardModel, texts: Texts, chunks: list[list[int]], columns: Sequence[int], logits: np.ndarray
+    model: RewardModel,
+    texts: Texts,
+    chunks: list[list[int]],
+    columns: Sequence[int],
+    logits: np.ndarray,
+    progress: Progress,
 ) -> np.ndarray:
     """For each component, the logits less those with the component at its mean; [prompt, component, label]."""
     sites = residual_sites(model.parts)
@@ -252,6 +260,7 @@ def _taken_out(
             total[site] = total[site].to(values.device) + values[mask].double().sum(0)
     out = np.empty((len(texts), len(sites), len(columns)))
     for index, site in enumerate(sites):
+        progress("components", index, len(sites))
         mean = total[site] / count
 
         def at_mean(value: Tensor, mean: Tensor = mean) -> Tensor:
@@ -262,4 +271,5 @@ def _taken_out(
                 out[rows, index] = (
                     logits[rows] - model.trace(texts.batch(rows)).logits[:, list(columns)].double().cpu().numpy()
                 )
+    progress("components", len(sites), len(sites))
     return out

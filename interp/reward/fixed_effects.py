@@ -33,15 +33,15 @@ class Slopes:
 
     Attributes:
         values: one a column of x, in units of y over units of x.
-        lower: lower bounds of their intervals.
-        upper: upper bounds.
+        low: lower bounds of their intervals.
+        high: upper bounds.
         residual: what the fit leaves of each row, in units of y.
         explained: share of the variance of y within groups that the fit takes up, 0 to 1; NaN where y is constant.
     """
 
     values: Float[np.ndarray, " column"]
-    lower: Float[np.ndarray, " column"]
-    upper: Float[np.ndarray, " column"]
+    low: Float[np.ndarray, " column"]
+    high: Float[np.ndarray, " column"]
     residual: Float[np.ndarray, " n"]
     explained: float
 
@@ -94,8 +94,8 @@ def fixed_effects(
         weights = np.stack([np.bincount(row, minlength=count) for row in rows]).astype(float)
         blocks.append(_solve(np.tensordot(weights, squares, 1), weights @ products))
     left_out = _solve(squares.sum(0) - squares, products.sum(0) - products)
-    lower, upper = bca(values, np.concatenate(blocks).T, left_out.T, level=level)
-    return Slopes(values, lower, upper, residual, explained)
+    low, high = bca(values, np.concatenate(blocks).T, left_out.T, level=level)
+    return Slopes(values, low, high, residual, explained)
 
 
 def _sums(rows: np.ndarray, cluster: np.ndarray, count: int) -> np.ndarray:

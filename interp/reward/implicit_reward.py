@@ -236,14 +236,14 @@ def calibrate(data: xr.Dataset, *, draws: int = 999, seed: int = 0) -> ImplicitR
     dims = "prompt source draw"
     found = {n: variable(dims, a, s, u) for n, a, s, u in zip(names, arrays, said, units, strict=True)}
     per = "nats per unit of reward"
-    for end, row in zip(("", "_lower", "_upper"), np.array(apart).T, strict=True):
+    for end, row in zip(("", "_low", "_high"), np.array(apart).T, strict=True):
         found[f"slope_by_source{end}"] = variable("source", row, "slope of one model's samples", per)
-    for end, (value,) in zip(("", "_lower", "_upper"), (plain.values, plain.lower, plain.upper), strict=True):
+    for end, (value,) in zip(("", "_low", "_high"), (plain.values, plain.low, plain.high), strict=True):
         found[f"slope_without_length{end}"] = variable("", value, "slope where length is left out of the fit", per)
     found["spearman"] = variable("prompt", by_prompt, "rank correlation of reward and log-ratio within a prompt")
     out = data.assign({name: xr.Variable(*each) for name, each in {**found, **_scalars(fit, nulls)}.items()})
     mean = bootstrap_mean(by_prompt, np.asarray(data["group"].values), seed=seed)
-    for name, value in zip(("spearman_mean", "spearman_lower", "spearman_upper"), mean, strict=True):
+    for name, value in zip(("spearman_mean", "spearman_low", "spearman_high"), mean, strict=True):
         out[name] = xr.Variable((), value, {"long_name": "mean over prompts of spearman", "units": ""})
     out.attrs["permutations"] = draws
     return ImplicitReward(out)
@@ -256,7 +256,7 @@ def _of_source(
     if np.abs(centred(x[own, 0], index[own])).max() == 0:
         return _NAN, _NAN, _NAN
     fit = fixed_effects(y[own], x[own], index[own], clusters=clusters[own], seed=seed)
-    return float(fit.values[0]), float(fit.lower[0]), float(fit.upper[0])
+    return float(fit.values[0]), float(fit.low[0]), float(fit.high[0])
 
 
 def _check_varies(r: np.ndarray, length: np.ndarray, index: np.ndarray) -> None:
@@ -297,9 +297,9 @@ def _nulls(
 
 def _scalars(fit: Slopes, nulls: tuple[np.ndarray, np.ndarray]) -> Mapping[str, Any]:
     per = "nats per unit of reward"
-    beta = [1 / v if fit.lower[0] > 0 else _NAN for v in (fit.values[0], fit.upper[0], fit.lower[0])]
-    names = ("", "_lower", "_upper")
-    values = (fit.values, fit.lower, fit.upper)
+    beta = [1 / v if fit.low[0] > 0 else _NAN for v in (fit.values[0], fit.high[0], fit.low[0])]
+    names = ("", "_low", "_high")
+    values = (fit.values, fit.low, fit.high)
     found = {}
     for n, v in zip(names, values, strict=True):
         found[f"slope{n}"] = variable("", v[0], "change of the log-ratio with the reward", per)
@@ -364,7 +364,7 @@ def _samples(
 def _finding(
     data: xr.Dataset, finding: str, name: str, units: str, null: str | None = None, suffix: str = ""
 ) -> dict[str, Any]:
-    value, low, high = (float(data[f"{name}{end}"]) for end in (suffix, "_lower", "_upper"))
+    value, low, high = (float(data[f"{name}{end}"]) for end in (suffix, "_low", "_high"))
     drawn = data[null].values if null else np.empty(0)
     ends = np.quantile(drawn, (0.025, 0.975)) if len(drawn) and np.isfinite(drawn).all() else (_NAN, _NAN)
     return {

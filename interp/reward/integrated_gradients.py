@@ -4,7 +4,7 @@ A_i = (x_i - x'_i) . integral over a from 0 to 1 of dF/dx_i at x' + a (x - x') (
 equation 1), so that the parts sum to F(x) - F(x'). Points are evaluated rule by rule (`interp.reward.quadrature`), all
 texts that are not done in one pass, until each text's sum meets F(x) - F(x') within the tolerance. A text whose error
 does not fall as the rules grow has kinks on its way: from there on the gaps between its points are halved, those first
-whose sum of attributions is furthest from the change of F over them (`interp.reward.refine`).
+whose sum of attributions is furthest from the change of F over them (`interp.reward.quadrature.Path`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.models import RewardModel
+from interp.progress import Progress, no_progress
 from interp.prompts import Batch
 from interp.reward.forward import (
     at_baseline,
@@ -117,6 +118,7 @@ def integrate(
     limits: Callable[[np.ndarray], np.ndarray],
     max_points: int = MAX_POINTS,
     first_points: int = FIRST_POINTS,
+    progress: Progress = no_progress,
 ) -> Integrated:
     """Integrated gradients of every text and label, each to its limit.
 
@@ -129,6 +131,7 @@ def integrate(
             text is done.
         max_points: most points of a text.
         first_points: points that every text gets.
+        progress: told of the "attributions", one a text and label, that are done.
     """
     base, start = _at_baselines(model, texts, vector, columns)
     check_finite(base, texts.texts, "score of the baseline")
@@ -147,8 +150,10 @@ def integrate(
             allowed = limits(np.concatenate([state.score, base]))
         if near or len(rule.points) >= first_points:
             _settle(rule, state, allowed)
+        progress("attributions", int((~state.open).sum()), state.open.size)
     if state.open.any():
         _refine(model, texts, columns, vector, chosen[-1].points, state, allowed, max_points)
+    progress("attributions", state.open.size, state.open.size)
     return Integrated(state.parts, state.score, base, state.points, state.error)
 
 

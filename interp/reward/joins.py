@@ -74,6 +74,9 @@ def restored(data: xr.Dataset, measure: str) -> xr.Dataset:
     own = own.drop_vars([name for name in own.coords if name not in (*own.dims, "group")])
     names = [str(name) for name in (*own.data_vars, *own.dims) if str(name).startswith(prefix)]
     own = own.rename({name: name.removeprefix(prefix) for name in names})
+    ends = {"lower": "low", "upper": "high"}  # as version 1 wrote them
+    former = {str(name): str(name).rpartition("_") for name in own.data_vars}
+    own = own.rename({name: f"{stem}_{ends[end]}" for name, (stem, _, end) in former.items() if end in ends})
     own.attrs = dict(record[measure])
     return own
 
@@ -134,7 +137,7 @@ def _token_log_ratio(sampled: xr.Dataset) -> xr.DataArray:
 
 
 def implicit_arrays(data: xr.Dataset, optimised: Transform, seed: int) -> xr.Dataset:
-    """The implicit reward of a comparison's samples (see `interp.reward.calibrate`)."""
+    """The implicit reward of a comparison's samples (see `interp.reward.implicit_reward`)."""
     sampled = _sampled(data)
     if 2 * sampled.sizes["draw"] < FEWEST:
         raise MeasureError(

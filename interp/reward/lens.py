@@ -15,6 +15,7 @@ from interp.hooks import Site
 from interp.measures.arrays import dataset, strings, variable
 from interp.models import RewardModel
 from interp.models.source import source_name
+from interp.progress import Progress, no_progress
 from interp.result import Result
 from interp.reward.attribution import about_texts
 from interp.reward.fixed_effects import spearman
@@ -103,6 +104,7 @@ def lens(
     labels: Sequence[str] | str | None = None,
     threshold: float | None = None,
     batch_size: int = 64,
+    progress: Progress | None = None,
 ) -> Lens:
     """Read the score off every layer's residual, as if it were the last (nostalgebraist 2020, of a score head).
 
@@ -117,6 +119,7 @@ def lens(
         labels: the labels; None is the model's own, "all" every one.
         threshold: what divides high from low; None is 0 for logits, one half for a sigmoid, 1 / labels for a softmax.
         batch_size: texts a pass.
+        progress: told of the "texts" that are read.
 
     Raises:
         PromptError: a text is empty or longer than the context.
@@ -133,12 +136,14 @@ def lens(
     sites = [Site("resid_pre", layer) for layer in range(parts.n_layers)]
     sites.append(Site("resid_post", parts.n_layers - 1))
     scores = np.empty((len(read), len(sites), len(model.labels)))
-    order = read.by_length()
+    order, told = read.by_length(), progress or no_progress
     for start in range(0, len(order), batch_size):
+        told("texts", start, len(order))
         rows = order[start : start + batch_size]
         trace = model.trace(read.batch(rows), sites)
         by_site = [model.output_of(parts.logits(trace.read(site)).double()) for site in sites[:-1]]
         scores[rows] = torch.stack([*by_site, trace.scores], dim=1).cpu().numpy()
+    told("texts", len(order), len(order))
     check_finite(scores, read.texts, "score")
     return Lens(_labelled(model, read.texts, scores, columns, named, [str(site) for site in sites], threshold))
 

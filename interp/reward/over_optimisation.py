@@ -41,7 +41,7 @@ CAVEAT = (
 
 _NAN = float("nan")
 
-_ENDS = ("", "_lower", "_upper")
+_ENDS = ("", "_low", "_high")
 
 _SD = "sd of base's scores"
 

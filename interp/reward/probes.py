@@ -28,7 +28,7 @@ CAVEAT = (
 
 _NAN = float("nan")
 
-_ENDS = ("", "_lower", "_upper")
+_ENDS = ("", "_low", "_high")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -307,7 +307,7 @@ def _collected(
     variables["trained"] = variable("model step", clock["trained"], "optimiser steps", "steps")
     variables["fraction"] = variable("model step", clock["fraction"], "share of the training", "share")
     for key, values in ends.items():
-        variables[key] = variable("model", np.array(values), _FINAL[key.removesuffix("_lower").removesuffix("_upper")])
+        variables[key] = variable("model", np.array(values), _FINAL[key.removesuffix("_low").removesuffix("_high")])
     data = dataset(variables, model=names, step=range(sizes[1]), layer=range(sizes[2]))
     return data.assign_attrs(texts=count)
 
@@ -341,7 +341,7 @@ def _final(hits: np.ndarray, fraction: np.ndarray, index: np.ndarray, seed: int)
     shares = np.array([half_way(row, fraction) for row in drawn])
     low, high = np.quantile(shares, (0.025, 0.975))
     value = half_way(sums.sum(0), fraction)
-    return out | {"half_gain": value, "half_gain_lower": float(low), "half_gain_upper": float(high)}
+    return out | {"half_gain": value, "half_gain_low": float(low), "half_gain_high": float(high)}
 
 
 def half_way(gain: Float[np.ndarray, " step"], fraction: Float[np.ndarray, " step"]) -> float:

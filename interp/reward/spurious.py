@@ -14,6 +14,7 @@ from interp.errors import MeasureError
 from interp.measures.arrays import dataset, strings, variable
 from interp.models import RewardModel
 from interp.models.source import source_name
+from interp.progress import Progress, no_progress
 from interp.result import Result
 from interp.reward.fixed_effects import spearman
 from interp.reward.text_properties import EDITS, FEATURES, NEUTRAL_PREFIX, Edit, Feature, measure_features
@@ -121,6 +122,7 @@ def spurious(
     edits: Sequence[Edit] = EDITS,
     batch_size: int = 64,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> Spurious:
     """Does the score hold on to length, punctuation, capitals, names, flattery and so on? Asked in two ways.
 
@@ -144,6 +146,7 @@ def spurious(
         edits: what is changed.
         batch_size: texts a pass.
         seed: of bootstrap and sign flips.
+        progress: told of the two "scorings": of the texts, and of the edited texts.
 
     Raises:
         PromptError: a text is empty or longer than the context.
@@ -155,13 +158,17 @@ def spurious(
     least = max(MIN_PROMPTS, 2 * len(features) + 2)
     if len(read) < least:
         raise MeasureError(f"{len(read)} texts are too few for {len(features)} features; give {least} or more")
+    told = progress or no_progress
+    told("scorings", 0, 2)
     score = model.score(list(read.texts), batch_size=batch_size)
     spread = float(score.std(ddof=1))
     if spread == 0:
         raise MeasureError("every text has the same score, so it goes with nothing; give texts that differ")
+    told("scorings", 1, 2)
     counted = measure_features(read.texts, features)
     fitted = _regression(counted, score / spread)
     change = _changes(model, read.texts, score, edits, batch_size) / spread
+    told("scorings", 2, 2)
     beyond, against = _beyond(change, edits)
     paired = [bootstrap_mean(each, seed=seed) for each in beyond.T]
     flips = [sign_flip_p(each, seed=seed) for each in beyond.T]

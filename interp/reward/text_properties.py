@@ -153,7 +153,8 @@ class Edit:
 
     Attributes:
         name: what it does, in words.
-        feature: what it changes: a name of `interp.reward.features.FEATURES`, or "none" for one that should not matter.
+        feature: what it changes: a name of `interp.reward.text_properties.FEATURES`, or "none" for one that should
+            not matter.
         apply: from a text to the edited one; the text itself where there is nothing to change.
         against: name of the edit that its own is measured from, where one that says nothing is of the same form; None:
             the text as it is.

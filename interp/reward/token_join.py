@@ -357,7 +357,7 @@ def _reading(
     mean = bootstrap_mean(by_text, groups, seed=seed)
     said = f"rank correlation of {READINGS[name]}"
     out = {f"{name}_spearman": variable("prompt", by_text, f"{said} within a text")}
-    for end, value in zip(("mean", "lower", "upper"), mean, strict=True):
+    for end, value in zip(("mean", "low", "high"), mean, strict=True):
         out[f"{name}_spearman_{end}"] = variable("", value, f"{said}: mean over texts")
     out[f"{name}_pooled"] = variable("", float(pooled[0] @ pooled[1]), f"{said} over all spans")
     for end, row in zip(("spearman", "pooled"), nulls, strict=True):
@@ -393,7 +393,7 @@ def token_findings(data: xr.Dataset) -> pd.DataFrame:
             drawn = data[f"null_{name}_{end}"].values
             real = len(drawn) and np.isfinite(drawn).all()
             ends = np.quantile(drawn, (0.025, 0.975)) if real else (_NAN, _NAN)
-            bounds = [f"{name}_spearman_{each}" for each in ("lower", "upper")] if end == "spearman" else []
+            bounds = [f"{name}_spearman_{each}" for each in ("low", "high")] if end == "spearman" else []
             low, high = [float(data[bound]) for bound in bounds] or (_NAN, _NAN)
             value = float(data[key])
             rows.append(

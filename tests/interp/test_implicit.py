@@ -55,7 +55,7 @@ def toy(beta: float = BETA, *, prompts: int = 12, draws: int = 4, seed: int = 0,
 @pytest.mark.parametrize("beta", [0.05, 0.25, 2.0])
 def test_the_slope_of_an_exact_optimum_is_one_over_beta(beta):
     data = calibrate(toy(beta), draws=99).dataset
-    for end in ("", "_lower", "_upper"):
+    for end in ("", "_low", "_high"):
         assert float(data[f"slope{end}"]) == pytest.approx(1 / beta, rel=1e-9)
         assert float(data[f"effective_beta{end}"]) == pytest.approx(beta, rel=1e-9)
         np.testing.assert_allclose(data[f"slope_by_source{end}"], 1 / beta, rtol=1e-9)
@@ -87,7 +87,7 @@ def test_length_left_out_and_in_by_dummies():
     assert float(data["slope"]) == pytest.approx(both[0], abs=1e-9) and abs(both[0]) < 1e-9
     assert float(data["length_slope"]) == pytest.approx(2)
     assert float(data["slope_without_length"]) == pytest.approx(alone[0]) and alone[0] > 0.5
-    assert float(data["slope_without_length_lower"]) < alone[0] < float(data["slope_without_length_upper"])
+    assert float(data["slope_without_length_low"]) < alone[0] < float(data["slope_without_length_high"])
 
 
 def test_it_prints_what_was_found_and_how_to_go_on():
@@ -122,9 +122,9 @@ def test_fixed_effects_equal_least_squares_with_dummies():
     fit = fixed_effects(y, x, index)
     np.testing.assert_allclose(fit.values, coefficients[:2], rtol=1e-10)
     np.testing.assert_allclose(fit.residual, y - design @ coefficients, atol=1e-10)
-    assert (fit.lower < fit.values).all() and (fit.values < fit.upper).all()
+    assert (fit.low < fit.values).all() and (fit.values < fit.high).all()
     few = fixed_effects(y[index < 5], x[index < 5], index[index < 5])
-    assert np.isfinite(few.values).all() and np.isnan(few.lower).all()
+    assert np.isfinite(few.values).all() and np.isnan(few.low).all()
 
 
 def test_intervals_cover_the_truth_and_follow_the_clusters():
@@ -135,10 +135,10 @@ def test_intervals_cover_the_truth_and_follow_the_clusters():
         # Errors that follow x alike within a prompt: the slope differs from prompt to prompt.
         y = (1 + rng.normal(0, 0.5, 40)[index]) * x[:, 0] + rng.normal(size=240)
         fit = fixed_effects(y, x, index, draws=400, seed=seed)
-        covered.append(fit.lower[0] <= 1 <= fit.upper[0])
+        covered.append(fit.low[0] <= 1 <= fit.high[0])
         doubled = fixed_effects(np.tile(y, 2), np.tile(x, (2, 1)), np.concatenate([index, index + 40]), draws=400,
                                 clusters=np.tile(index, 2), seed=seed)  # fmt: skip
-        widths.append((doubled.upper[0] - doubled.lower[0]) / (fit.upper[0] - fit.lower[0]))
+        widths.append((doubled.high[0] - doubled.low[0]) / (fit.high[0] - fit.low[0]))
     assert np.mean(covered) > 0.86
     np.testing.assert_allclose(widths, 1, rtol=1e-9)  # texts that are copied add nothing
 

@@ -241,7 +241,7 @@ def test_a_pairs_checkpoints_show_its_training(pair, tmp_path):
     found = compare(pair.base, pair.tuned, TEXTS, reward=pair, measures=measures, max_new_tokens=STEPS)
     assert {"over-optimisation", "probes"} <= set(found.summary()["reading"])
     alone = reward.over_optimisation(pair, prompts=TEXTS, sampling=Sampling(max_new_tokens=STEPS))
-    for name in ("score", "kl", "reward_gain_lower", "kl_token"):
+    for name in ("score", "kl", "reward_gain_low", "kl_token"):
         np.testing.assert_allclose(found.over_optimisation.dataset[name], alone.dataset[name], rtol=1e-5, err_msg=name)
     assert found.over_optimisation.by_step()["step"].tolist() == [0, 10, 20]
     np.testing.assert_array_equal(found.probes.dataset["trained"], [[0, 10, 20], [0, 8, np.nan]])

@@ -41,14 +41,14 @@ def test_a_planted_peak_is_found_and_its_fall_estimated():
     arrays, groups = course([0.0, 0.5, 1.0, 0.4, -0.6])
     data = curve(STEPS, arrays, groups, words=WORDS).dataset
     assert float(data["gold_peak"]) == 40 and float(data["reward_peak"]) == 80
-    assert float(data["gold_fall_lower"]) < -1.6 < float(data["gold_fall_upper"]) < 0
+    assert float(data["gold_fall_low"]) < -1.6 < float(data["gold_fall_high"]) < 0
     assert float(data["reward_fall"]) == 0
     np.testing.assert_allclose(data["reward"], arrays["score"].mean((0, 2)))
     np.testing.assert_allclose(data["kl_token"], arrays["kl"].sum((0, 2)) / arrays["length"].sum((0, 2)))
     np.testing.assert_allclose(data["distance"] ** 2, data["kl_response"])
     spread = arrays["score"][:, 0].std()
     np.testing.assert_allclose(data["reward_gain"] * spread + data["reward"][0], data["reward"])
-    assert (data["gold_lower"] < data["gold"]).all() and (data["gold"] < data["gold_upper"]).all()
+    assert (data["gold_low"] < data["gold"]).all() and (data["gold"] < data["gold_high"]).all()
 
 
 def test_gold_behind_the_optimised_reward_by_hand():
@@ -60,7 +60,7 @@ def test_gold_behind_the_optimised_reward_by_hand():
         gains[name] = (arrays[name] - start.mean()) / start.std()
     gap = (gains["gold_score"] - gains["score"]).mean((0, 2))
     np.testing.assert_allclose(data["gap"], gap, atol=1e-12)
-    assert float(data["gap_upper"][-1]) < 0 and (data["gap_lower"] <= data["gap"]).all()
+    assert float(data["gap_high"][-1]) < 0 and (data["gap_low"] <= data["gap"]).all()
     for index in range(len(STEPS)):
         want = spearmanr(*(arrays[name][:, index].ravel() for name in ("score", "gold_score"))).statistic
         assert float(data["agreement"][index]) == pytest.approx(want)
@@ -78,9 +78,9 @@ def test_the_scale_of_a_gain_is_an_estimate_too():
         arrays = {"score": score, "kl": score * 0 + 1, "length": score * 0 + 5}
         data = curve([0, 1], arrays, np.arange(60), words=WORDS, seed=seed).dataset.sel(step=1)
         truth = 6 / np.sqrt((np.exp(0.64) - 1) * np.exp(0.64))
-        covered.append(float(data["reward_gain_lower"]) <= truth <= float(data["reward_gain_upper"]))
+        covered.append(float(data["reward_gain_low"]) <= truth <= float(data["reward_gain_high"]))
         spread = score[:, 0].std()
-        narrow.append(float(data["reward_lower"]) <= score[:, 0].mean() + truth * spread <= float(data["reward_upper"]))
+        narrow.append(float(data["reward_low"]) <= score[:, 0].mean() + truth * spread <= float(data["reward_high"]))
     assert np.mean(covered) > 0.75 and np.mean(narrow) < np.mean(covered) - 0.2
 
 

@@ -64,7 +64,7 @@ def test_what_a_model_came_to_tell_apart_is_found_when_it_did(learned):
     data = learned.dataset
     first, last = data.isel(step=0), data.sel(model="early", step=3)
     assert (np.abs(first["accuracy"] - 0.5) < 0.2).all()
-    assert (last["accuracy"] > 0.85).all() and (last["auroc"] > 0.9).all() and (last["gain_lower"] > 0.15).all()
+    assert (last["accuracy"] > 0.85).all() and (last["auroc"] > 0.9).all() and (last["gain_low"] > 0.15).all()
     assert float(data["half_gain"].sel(model="early")) < 0.25 < 0.5 < float(data["half_gain"].sel(model="late"))
     assert np.isnan(data["accuracy"].sel(model="late", step=3)).all()
     assert data["fraction"].sel(model="late").values[:3].tolist() == [0, 0.5, 1]

@@ -24,8 +24,11 @@ MAKERS = {
     "reward_lens": lambda: reward.lens(random_model(), TEXTS, labels="all"),
     "spurious": lambda: reward.spurious(planted(), TEXTS),
     "counterexamples": lambda: reward.counterexamples(planted(), TEXTS, LABELS, threshold=0.5, swapped_texts=1),
-    "implicit_reward": lambda: calibrate(toy(), permutations=19),
-    "token_join": lambda: correlate(["the film was"] * 9, ROWS, np.arange(9), permutations=19),
+    "implicit_reward": lambda: calibrate(toy(), draws=19),
+    "token_join": lambda: correlate(["the film was"] * 9, ROWS, np.arange(9), draws=19),
+    "probes": lambda: reward.probes(
+        {"model": {0: random_model(), 5: random_model()}}, TEXTS, [0, 1] * 18, draws=2, folds=2
+    ),
     "over_optimisation": lambda: curve(STEPS, *course([0.0, 0.5, 1.0, 0.4, -0.6]), words=WORDS),
 }
 FIGURES = {
@@ -70,3 +73,22 @@ def test_tables_without_rows_are_kept(tmp_path):
     for name in ("at_odds", "pairs", "swaps"):
         pd.testing.assert_frame_equal(getattr(again, name), getattr(found, name))
     assert again.pairs.empty and again.swaps.empty and repr(again) == repr(found)
+
+
+def test_every_reading_tells_how_far_it_is():
+    texts, model = TEXTS[:20], random_model()
+    verbs = {
+        "attributions": lambda told: reward.attribute(model, texts, patched_texts=0, progress=told),
+        "components": lambda told: reward.direct_attribution(model, texts, progress=told),
+        "texts": lambda told: reward.lens(model, texts, batch_size=8, progress=told),
+        "scorings": lambda told: reward.spurious(model, TEXTS, progress=told),
+        "checkpoints": lambda told: reward.probes(
+            {"model": {0: model, 5: model}}, texts, [0, 1] * 10, draws=0, folds=2, progress=told
+        ),
+    }
+    for what, verb in verbs.items():
+        heard = []
+        verb(lambda *news, heard=heard: heard.append(news))
+        assert {name for name, _, _ in heard} == {what} and len(heard) > 2
+        assert [done for _, done, _ in heard] == sorted(done for _, done, _ in heard)
+        assert heard[-1][1] == heard[-1][2] > 1

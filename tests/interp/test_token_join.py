@@ -52,7 +52,7 @@ def by_word(text: str, values: dict[str, float]) -> list[tuple[int, int, float]]
 def test_a_planted_join_is_found(policies):
     result = token_join(*policies, TEXTS, [by_word(text, MOVED) for text in TEXTS], draws=199)
     data = result.dataset
-    assert float(data["signed_spearman_mean"]) > 0.9 and float(data["signed_spearman_lower"]) > 0.8
+    assert float(data["signed_spearman_mean"]) > 0.9 and float(data["signed_spearman_low"]) > 0.8
     assert (result.summary().iloc[:2]["p"] <= 0.005 + 1e-9).all()
     row = data.isel(prompt=0)
     assert row["piece"].values.tolist()[:5] == ["movie", "was", "good", "and", "fun"]  # nothing predicts the first
@@ -85,8 +85,8 @@ def test_what_base_finds_surprising_explains_sizes():
         x, y = (rng.choice([-1, 1], 12) * (3 + surprise + rng.normal(0, 0.5, 12)) for _ in range(2))
         rows.append([(i, i + 1, *map(float, each)) for i, each in enumerate(zip(x, y, surprise, strict=True))])
     data = correlate(texts, rows, np.arange(30), draws=99).dataset
-    assert float(data["size_spearman_lower"]) > 0.6
-    assert float(data["size_given_surprise_spearman_lower"]) < 0.05
+    assert float(data["size_spearman_low"]) > 0.6
+    assert float(data["size_given_surprise_spearman_low"]) < 0.05
     assert float(data["size_given_surprise_spearman_mean"]) < float(data["size_spearman_mean"]) / 4
     assert abs(float(data["signed_spearman_mean"])) < 0.15
 

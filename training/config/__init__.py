@@ -1,5 +1,8 @@
 """What decides a training run: `RLHFConfig`, its sections, and how they are read from TOML and checked."""
 
+from typing import TYPE_CHECKING
+
+from interp.lazy import submodules
 from training.config.places import expand
 from training.config.recipe import RLHFConfig
 from training.config.reward_model import RewardModelConfig
@@ -39,3 +42,6 @@ __all__ = [
     "TrainConfig",
     "expand",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = submodules(__name__)
