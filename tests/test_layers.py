@@ -130,6 +130,16 @@ def test_public_names() -> None:
         interp.nothing  # noqa: B018
 
 
+def test_a_module_does_not_hide_the_verb_of_its_name() -> None:
+    """`interp.reward.lens` is a function whichever module of the package is imported first."""
+    code = "import interp.reward.token_join, interp.reward.lens as a, interp; print(a, interp.reward.token_join)"
+    assert run(code).count("<function") == 2
+    import interp
+
+    assert sorted(dir(interp.reward)) == sorted(interp.reward.__all__)
+    assert not [name for name in interp.reward.__all__ if not callable(getattr(interp.reward, name))]
+
+
 @pytest.mark.parametrize("package", ["interp", "training"])
 def test_lazy_names_are_those_that_a_type_checker_sees(package: str) -> None:
     module = importlib.import_module(package)

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from interp.plot.curves import curves, legend
+from interp.plot.lines import curves, legend
 from interp.plot.registry import figure
 from interp.plot.style import NARROW, PAGE, Result, any_of, has, house_style, need, others, panels, sheet, units
 

@@ -99,7 +99,7 @@ def load_any(source: Place | nn.Module) -> Policy | RewardModel:
     """A policy or a reward model, whichever the architecture says it is; of a reward model any label will do.
 
     Raises:
-        LoadError: it cannot be load_model.
+        LoadError: it cannot be loaded.
     """
     if isinstance(source, nn.Module):
         return Policy.load(source)
@@ -123,7 +123,7 @@ def load_gold(source: Place, *, label: str | None, output: Output) -> RewardMode
     """A second reward model by folder or id.
 
     Raises:
-        LoadError: it cannot be load_model, or lacks the label.
+        LoadError: it cannot be loaded, or lacks the label.
     """
     try:
         return RewardModel.load(source, label=label, output=output)

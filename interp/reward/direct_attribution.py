@@ -33,7 +33,7 @@ from interp.models import RewardModel, RewardTrace
 from interp.models.source import source_name
 from interp.progress import Progress, no_progress
 from interp.result import Result
-from interp.reward.attribution import about_texts, agreement, agreement_in_short, patching_table
+from interp.reward.agreement import about_texts, agreement, agreement_in_short, patching_table
 from interp.reward.fixed_effects import spearman
 from interp.reward.texts import RewardLike, Texts, as_reward, check_finite, chosen_labels, read_texts
 from interp.stats import bootstrap_mean

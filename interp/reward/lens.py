@@ -17,7 +17,7 @@ from interp.models import RewardModel
 from interp.models.source import source_name
 from interp.progress import Progress, no_progress
 from interp.result import Result
-from interp.reward.attribution import about_texts
+from interp.reward.agreement import about_texts
 from interp.reward.fixed_effects import spearman
 from interp.reward.texts import RewardLike, as_reward, check_finite, chosen_labels, read_texts
 from interp.stats import bootstrap_mean

@@ -99,7 +99,7 @@ def probes(
     Args:
         models: a pair that kept checkpoints, or its folder: its policy and, where that kept checkpoints too, its reward
             model. Or by name such a pair, the folder of a reward model with checkpoints, or the model at each optimiser
-            step. The first step is what the others are compared with, as a rule 0. Folders and functions are load_model
+            step. The first step is what the others are compared with, as a rule 0. Folders and functions are loaded
             one at a time.
         texts: texts with and without the concept.
         labels: 1 or 0 for each.

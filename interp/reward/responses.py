@@ -25,7 +25,7 @@ Ids = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Responses:
-    """What one policy said.
+    """What one policy wrote.
 
     Attributes:
         rows: prompt of each response; the draws follow one another, each of all prompts.
@@ -112,9 +112,11 @@ def _as_texts(policy: Policy, tokens: TokenizedPrompts, rows: Sequence[int], ids
     return Responses(tuple(rows), tuple(ids), tuple(texts), tuple(samples), tuple(prompts))
 
 
-def scores(reward: Reward, said: Responses, *, reads: Reads = "sample", batch_size: int = 64) -> np.ndarray:
+def scores(reward: Reward, responses: Responses, *, reads: Reads = "sample", batch_size: int = 64) -> np.ndarray:
     """The raw score of each response, float64 (see `interp.metrics.call_reward`)."""
-    return call_reward(reward, said.samples, said.prompts, said.texts, reads=reads, batch_size=batch_size)
+    return call_reward(
+        reward, responses.samples, responses.prompts, responses.texts, reads=reads, batch_size=batch_size
+    )
 
 
 def reward_words(reward: Reward) -> tuple[str, str]:
@@ -125,15 +127,15 @@ def reward_words(reward: Reward) -> tuple[str, str]:
 
 
 def response_log_probs(
-    policy: Policy, tokens: TokenizedPrompts, said: Responses, *, batch_size: int
+    policy: Policy, tokens: TokenizedPrompts, responses: Responses, *, batch_size: int
 ) -> list[Float[np.ndarray, " step"]]:
     """Log-probability in nats that the policy gives each token of each response, its end token included; float64.
 
     Raises:
         TokenizerMismatch: a response holds a token that the policy does not predict.
     """
-    out: list[np.ndarray] = [np.empty(0)] * len(said)
-    for rows, batch in response_batches(tokens, said, batch_size):
+    out: list[np.ndarray] = [np.empty(0)] * len(responses)
+    for rows, batch in response_batches(tokens, responses, batch_size):
         logits = policy.trace(batch).logits
         where = _predicts(batch)
         targets = batch.input_ids.roll(-1, 1)[where]
@@ -143,43 +145,45 @@ def response_log_probs(
                 " models of one vocabulary"
             )
         found = log_probs(logits[where.to(logits.device)]).gather(1, targets.to(logits.device)[:, None])[:, 0]
-        for row, each in zip(rows, _by_response(found, said, rows), strict=True):
+        for row, each in zip(rows, _by_response(found, responses, rows), strict=True):
             out[row] = each
     return out
 
 
 def response_kl(
-    base: Policy, tuned: Policy, tokens: TokenizedPrompts, said: Responses, *, batch_size: int
+    base: Policy, tuned: Policy, tokens: TokenizedPrompts, responses: Responses, *, batch_size: int
 ) -> list[Float[np.ndarray, " step"]]:
     """KL(tuned || base) in nats, exact over the vocabulary, where each token of each response is predicted; float64."""
-    out: list[np.ndarray] = [np.empty(0)] * len(said)
-    for rows, batch in response_batches(tokens, said, batch_size):
+    out: list[np.ndarray] = [np.empty(0)] * len(responses)
+    for rows, batch in response_batches(tokens, responses, batch_size):
         where = _predicts(batch)
         first, second = (policy.trace(batch).logits for policy in (tuned, base))
         found = kl_divergence(first[where.to(first.device)], second[where.to(second.device)].to(first.device))
-        for row, each in zip(rows, _by_response(found, said, rows), strict=True):
+        for row, each in zip(rows, _by_response(found, responses, rows), strict=True):
             out[row] = each
     return out
 
 
-def response_batches(tokens: TokenizedPrompts, said: Responses, size: int) -> Iterator[tuple[list[int], Batch]]:
-    """Prompts with their responses in response_batches of like length, and which responses they are."""
-    lengths = [len(tokens.prompt_ids[row]) + len(ids) for row, ids in zip(said.rows, said.ids, strict=True)]
-    order = sorted(range(len(said)), key=lambda each: lengths[each])
+def response_batches(tokens: TokenizedPrompts, responses: Responses, size: int) -> Iterator[tuple[list[int], Batch]]:
+    """Prompts with their responses in batches of like length, and which responses they are."""
+    lengths = [len(tokens.prompt_ids[row]) + len(ids) for row, ids in zip(responses.rows, responses.ids, strict=True)]
+    order = sorted(range(len(responses)), key=lambda each: lengths[each])
     for start in range(0, len(order), size):
         chosen = order[start : start + size]
-        rows = [said.rows[each] for each in chosen]
+        rows = [responses.rows[each] for each in chosen]
         encoder = None if tokens.encoder_ids is None else [tokens.encoder_ids[row] for row in rows]
-        batch = make_batch([tokens.prompt_ids[row] for row in rows], [said.ids[i] for i in chosen], encoder=encoder)
+        batch = make_batch(
+            [tokens.prompt_ids[row] for row in rows], [responses.ids[i] for i in chosen], encoder=encoder
+        )
         yield chosen, batch
 
 
 def _predicts(batch: Batch) -> Bool[Tensor, "batch seq"]:
-    """The columns whose logits predict a response token (response_batches are padded on the right)."""
+    """The columns whose logits predict a response token (batches are padded on the right)."""
     columns = torch.arange(batch.input_ids.shape[1])
     return (columns >= batch.prompt_lengths[:, None] - 1) & (columns < batch.lengths[:, None] - 1)
 
 
-def _by_response(values: Tensor, said: Responses, rows: Sequence[int]) -> list[np.ndarray]:
-    sizes = [len(said.ids[row]) for row in rows]
+def _by_response(values: Tensor, responses: Responses, rows: Sequence[int]) -> list[np.ndarray]:
+    sizes = [len(responses.ids[row]) for row in rows]
     return [each.double().cpu().numpy() for each in values.split(sizes)]
