@@ -21,7 +21,7 @@ from interp.measures import Settings, as_names, check_measures
 from interp.measures import measures as known_measures
 from interp.measures.engine import run_measures
 from interp.measures.registry import samples_needed
-from interp.measures.summary import interval_notes, summarise
+from interp.measures.summary import interval_notes, remarks_of, summarise
 from interp.models import Policy, Source, as_reward, load_pair, source_name
 from interp.models.matched import MatchedModels, load_matched_many, remarks
 from interp.models.offload import AllInMemory, OneInMemory
@@ -61,10 +61,9 @@ class Comparison(Result):
 
     def notes(self) -> list[str]:
         """What a reader must know to read the summary rightly."""
-        said = interval_notes(self.dataset)
-        if not self.controls:
-            said.insert(0, "No control runs: these two models differ here; it is open whether the reward did it.")
-        return said
+        said, remarked = interval_notes(self.dataset), len(remarks_of(self.dataset))
+        alone = "No control runs: these two models differ here; it is open whether the reward did it."
+        return [*said[:remarked], *([] if self.controls else [alone]), *said[remarked:]]
 
     def summary(self) -> pd.DataFrame:
         """The findings of every measure, largest first (see `interp.measures.summary.summarise`)."""

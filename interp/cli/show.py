@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,31 +52,13 @@ def progress_bar(first: str) -> Iterator[Callable[[str, int, int], None]]:
 
 def print_result(result: Result) -> None:
     """Print the whole summary: a table that fits the terminal, or plain columns into a pipe."""
-    from interp.result import cells, frame_text
+    from interp.result import frame_text
 
-    frame = result.summary()
-    if not sys.stdout.isatty():
-        print("\n".join([result.headline(), frame_text(frame, width=0), *result.notes()]))
-        return
-    import pandas as pd
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console, texts = Console(), cells(frame)
-    words = {str(name) for name in frame.columns if not pd.api.types.is_numeric_dtype(frame[name].dtype)}
-    table = Table(title=Text(result.headline()), title_justify="left", show_edge=False, pad_edge=False)
-    for name in texts.columns:
-        table.add_column(name, justify="left" if name in words else "right")
-    previous = None
-    for row in texts.itertuples(index=False):
-        if previous is not None and row[0] != previous:
-            table.add_section()
-        table.add_row(*(Text("" if i == 0 and cell == previous else cell) for i, cell in enumerate(row)))
-        previous = row[0]
-    console.print(table)
-    for note in result.notes():
-        console.print(Text(note, style="dim"))
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    table = frame_text(result.summary(), width=width, fold=True)
+    prose = [result.headline(), *result.notes()]
+    head, *notes = [textwrap.fill(text, width) for text in prose] if width else prose
+    print("\n".join([head, table, *notes]))
 
 
 def write_and_print(result: Result, out: Path, *, overwrite: bool) -> None:

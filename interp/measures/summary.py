@@ -47,10 +47,15 @@ def summarise(
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
+def remarks_of(data: xr.Dataset) -> list[str]:
+    """What the models, the prompts and the measures gave cause to remark."""
+    return [remark for remark in str(data.attrs.get(REMARKS, "")).split("\n") if remark]
+
+
 def interval_notes(data: xr.Dataset) -> list[str]:
-    """What the number of prompts does not allow, and what the measures remarked."""
+    """What was remarked, and then what the number of prompts does not allow."""
     groups = len(np.unique(data["group"].values))
-    said = [remark for remark in str(data.attrs.get(REMARKS, "")).split("\n") if remark]
+    said = remarks_of(data)
     if groups < data.sizes["prompt"]:
         said.append(f"n counts prompts; they are resampled in {groups} groups, the unit of the intervals.")
     if groups < MIN_PROMPTS:

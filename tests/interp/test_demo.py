@@ -58,8 +58,8 @@ def test_held_out_figures_are_measured_again(demo):
 
 def test_what_a_newcomer_sees(demo):
     out, printed = demo
-    assert "' bad' - ' good': tuned minus base" in printed and "control runs" in printed
-    assert sorted(p.name for p in out.iterdir()) == ["comparison.nc", "report.html", "summary.csv"]
+    assert "' bad' - ' good': tuned minus base" in printed and "  control  " in printed
+    assert sorted(p.name for p in out.iterdir()) == ["report.html", "result.nc", "summary.csv"]
 
 
 def blocks(language: str) -> list[str]:
@@ -71,7 +71,7 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch):
     (tmp_path / "interp").mkdir()
     os.symlink(ROOT / "interp" / "data", tmp_path / "interp" / "data")
     exec(compile(blocks("python")[0], "README.md", "exec"), {})
-    assert (tmp_path / "report.html").is_file() and (tmp_path / "out" / "comparison.nc").is_file()
+    assert (tmp_path / "report.html").is_file() and (tmp_path / "out" / "result.nc").is_file()
 
 
 def test_the_readmes_patching_runs_and_shows_what_it_says(tmp_path, monkeypatch):
