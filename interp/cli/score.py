@@ -57,7 +57,10 @@ def _lines(texts: Sequence[str]) -> list[str]:
 def _load(source: str, label: str | None, output: str | None, device: str | None, revision: str | None) -> RewardModel:
     from interp.models import RewardModel
     from interp.models.pretrained import load_both
+    from interp.pair import pair_at
 
+    if pair_at(source) is not None:
+        return RewardModel.load(source, label=label, output=output, device=device)  # type: ignore[arg-type]
     # A model of several labels has to be told one; here any will do, as all are printed.
     model, tokenizer = load_both(
         source, None, revision=revision, trust_remote_code=False, head="classifier", device=device

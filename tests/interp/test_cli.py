@@ -155,3 +155,10 @@ def test_train_refuses_a_bad_recipe(shell, tmp_path):
     code, _, err = shell("train", "r.toml", "--out", "run", "--set", "seed")
     assert code == 2 and "section.key=value" in err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_pair_by_name_gives_its_reward_model(shell):
+    code, out, _ = shell("score", "demo", "a dull film")
+    assert code == 0 and "negative" in out and "positive" in out
+    code, out, _ = shell("reward", "demo", "a dull film", "--label", "negative")
+    assert code == 0 and "dull" in out
