@@ -142,10 +142,11 @@ class Speed:
 
 def speed(quick: bool, repeats: int) -> list[Row]:
     """Every job once a repeat, each beside its own repeat's bare pair."""
-    from interp.measures import DEFAULT_MEASURES, MEASURES
+    from interp.measures import DEFAULT_MEASURES, MEASURES, measures
 
     bench = Speed(quick)
-    extra = [name for name in MEASURES if name not in DEFAULT_MEASURES]
+    alone = {one.name for one in measures().values() if not (one.needs.reward or one.needs.checkpoints)}
+    extra = [name for name in MEASURES if name in alone and name not in DEFAULT_MEASURES]
     jobs: dict[str, Callable[[], Any]] = {"default set, whole": lambda: bench.measures(DEFAULT_MEASURES)}
     if bench.bridges:
         print("speed: TransformerLens beside it", file=sys.stderr)

@@ -154,8 +154,9 @@ class Policy:
         parts = Parts(model)
         known = facts(source if isinstance(source, nn.Module) else model, refresh=refresh)
         policy = cls(model, tokenizer, parts, _describe(source, model, parts, revision, known))
-        if check and "fidelity" not in known:
-            known["fidelity"] = check_fidelity(model, policy.name)
+        if check and known.get("fidelity") is not parts.family:  # one row may take another's place
+            check_fidelity(model, policy.name)
+            known["fidelity"] = parts.family
         return policy
 
     def __repr__(self) -> str:

@@ -154,7 +154,7 @@ def test_divergence_is_an_error_that_leaves_nothing(tmp_path):
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_interruption_leaves_nothing(tmp_path):
+def test_interruption_leaves_what_can_be_resumed_and_nothing_else(tmp_path):
     def reward(**_):
         raise KeyboardInterrupt
 
@@ -162,7 +162,9 @@ def test_interruption_leaves_nothing(tmp_path):
     before = sorted(tmp_path.iterdir())
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path / "run", reward=reward)
-    assert sorted(tmp_path.iterdir()) == before
+    assert sorted(tmp_path.iterdir()) == sorted([*before, tmp_path / "run.unfinished"])
+    assert train(None, tmp_path / "run", resume=True, reward=tiny.share_of_good).manifest["final"]["steps"] > 0
+    assert sorted(tmp_path.iterdir()) == sorted([*before, tmp_path / "run"])
 
 
 def test_kill_in_the_middle_leaves_no_pair(tmp_path):
