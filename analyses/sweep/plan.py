@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from analyses.sweep.cells import Cell, file_hash, model_hash
+from analyses.sweep.cells import Cell, Store, file_hash, model_hash
 from analyses.sweep.config import SweepConfig, folder_name
 from interp.errors import ConfigError
 from interp.pair import CheckpointPair
@@ -187,3 +187,17 @@ def _content(key: str, value: Any) -> Any:
     if key == "labelled":
         return hashlib.sha256(json.dumps([[text, sorted(labels)] for text, labels in value]).encode()).hexdigest()
     return file_hash(Path(value)) if key == "circuit_prompts" else value
+
+
+def all_cells(config: SweepConfig, root: Path) -> list[Cell]:
+    """Every cell of the sweep that can be named yet: those of a pair only where the pair is there."""
+    settings = shared_settings(config)
+    return [*pair_cells(config, root), *shared_cells(config, settings), *derived_of(config, root, settings)]
+
+
+def derived_of(config: SweepConfig, root: Path, settings: dict[str, object]) -> list[Cell]:
+    """The cells that read a pair, of the pairs that are there."""
+    store = Store(root)
+    done = {cell.pair for cell in pair_cells(config, root) if store.record(cell) is not None}
+    pairs = {name: CheckpointPair.load(pair_folder(config, root, name)) for name in config.pairs() if name in done}
+    return derived_cells(config, settings, pairs)

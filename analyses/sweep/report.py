@@ -16,8 +16,7 @@ from analyses.sweep.cells import Store
 from analyses.sweep.config import SweepConfig
 from analyses.sweep.figures import names_of, value_words
 from analyses.sweep.lines import probed, readings, section
-from analyses.sweep.plan import shared_settings
-from analyses.sweep.run import all_cells
+from analyses.sweep.plan import all_cells, shared_settings
 from analyses.sweep.tables import LEVEL, Likeness, Tables, make
 from interp.errors import MeasureError
 from interp.io import atomic_file, write_text

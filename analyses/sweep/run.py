@@ -11,12 +11,19 @@ import pandas as pd
 from analyses.sweep.cells import Cell, Store
 from analyses.sweep.config import SweepConfig
 from analyses.sweep.engines import engine as engine_of
-from analyses.sweep.plan import derived_cells, pair_cells, pair_folder, reward_of, shared_cells, shared_settings
+from analyses.sweep.plan import (
+    all_cells,
+    derived_of,
+    pair_cells,
+    reward_of,
+    shared_cells,
+    shared_settings,
+)
+from analyses.sweep.report import write_all
 from analyses.sweep.work import tasks
 from interp.errors import InterpError, LoadError
 from interp.io import write_text
 from interp.models import RewardModel
-from interp.pair import CheckpointPair
 
 Told = Callable[[str], None]
 """Called with a line on what happened."""
@@ -64,7 +71,7 @@ def sweep(
     trained = pair_cells(config, root)
     waves: dict[str, Callable[[], list[Cell]]] = {
         "pairs and reward model": lambda: [*trained, *shared_cells(config, settings)],
-        "what is computed of each pair": lambda: _derived(config, root, settings),
+        "what is computed of each pair": lambda: derived_of(config, root, settings),
     }
     for what, wave in waves.items():
         cells = wave()
@@ -74,8 +81,6 @@ def sweep(
             for name, error in outcomes:
                 told(f"{name}: {error or 'done'}")
     found = status(config, root)
-    from analyses.sweep.report import write_all  # draws: not needed before
-
     write_all(config, root)
     told(f"wrote {root / 'report.html'}")
     return found
@@ -87,19 +92,6 @@ def differs(config: SweepConfig, root: Path) -> bool:
 
     file = root / RECIPE
     return file.is_file() and file.read_text(encoding="utf-8") != to_toml(config)
-
-
-def all_cells(config: SweepConfig, root: Path) -> list[Cell]:
-    """Every cell of the sweep that can be named yet: those of a pair only where the pair is there."""
-    settings = shared_settings(config)
-    return [*pair_cells(config, root), *shared_cells(config, settings), *_derived(config, root, settings)]
-
-
-def _derived(config: SweepConfig, root: Path, settings: dict[str, object]) -> list[Cell]:
-    store = Store(root)
-    done = {cell.pair for cell in pair_cells(config, root) if store.record(cell) is not None}
-    pairs = {name: CheckpointPair.load(pair_folder(config, root, name)) for name in config.pairs() if name in done}
-    return derived_cells(config, settings, pairs)
 
 
 def check(config: SweepConfig, out: str | os.PathLike[str]) -> dict[str, str]:

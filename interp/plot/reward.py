@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -30,15 +31,23 @@ from interp.plot.style import (
 )
 from interp.plot.text import drawable
 
-if TYPE_CHECKING:
-    from interp.reward import Attribution, Spurious
-
 _ROW = 0.21  # inches
 _MOST = 60  # bars
 
 
+class Words(Result, Protocol):
+    """A result that has a number for each word of a text."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the labels."""
+
+    def words(self, prompt: int) -> pd.DataFrame:
+        """One row a word: `word`, and a column a label."""
+
+
 @registered("reward_attribution", needs=("token_attribution",))
-def reward_words(result: Attribution, *, prompt: int = 0, label: str | None = None, width: float = PAGE) -> Figure:
+def reward_words(result: Words, *, prompt: int = 0, label: str | None = None, width: float = PAGE) -> Figure:
     """The words of one text, each with its attribution as a bar, in the order of the text.
 
     Args:
@@ -149,7 +158,7 @@ def reward_lens(result: Result, *, label: str | None = None, most: int = 200, wi
 
 
 @registered("spurious", needs=("effect",))
-def spurious(result: Spurious, *, width: float = PAGE) -> Figure:
+def spurious(result: Result, *, width: float = PAGE) -> Figure:
     """What moves the score, in its standard deviations: every edit and feature with its interval, grey where too small.
 
     Args:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from analyses.good_vs_bad import study, subjects
+from analyses.good_vs_bad.__main__ import main
 from analyses.good_vs_bad.page import FIGURES, said, write
 from interp import Policy, Prompts
 from interp.errors import InterpError, PromptError
@@ -140,7 +141,7 @@ def test_the_shape_is_that_whose_answers_are_likelier(stories) -> None:
 
 def test_the_command_says_what_is_wrong(capsys, tmp_path) -> None:
     with pytest.raises(SystemExit):
-        study.main([str(tmp_path), "--out", str(tmp_path / "out")])
+        main([str(tmp_path), "--out", str(tmp_path / "out")])
     assert "FormatError" in capsys.readouterr().err
 
 
