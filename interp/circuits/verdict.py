@@ -36,12 +36,12 @@ def verdict(data: xr.Dataset) -> str:
     """The sentence, from the arrays of `compare`.
 
     - "the behaviour is new", or "gone": what corrupting changes cannot be told from nothing in one model, and differs
-      from the other model's with the interval off 0 and by more than in any null run; "no verdict" where it does not.
+      from the other model's with the interval off 0 and by more than in any control run; "no verdict" where it does not.
     - "no circuit found": a model's own circuit carries no more of it than random circuits of as many edges do.
     - "new in part": of tuned's behaviour tuned's own circuit carries more than base's does, by more than 10 % with the
-      whole interval above 0, and more than any null run's circuit beyond base's.
+      whole interval above 0, and more than any control run's circuit beyond base's.
     - "existing circuit": otherwise; up- or down-weighted where what corrupting changes grew or shrank with the interval
-      off 0 and by more than in any null run; re-wired where components are.
+      off 0 and by more than in any control run; re-wired where components are.
     - "no evidence of a change": none of these.
     """
     size = int(data.attrs["size"])
@@ -137,8 +137,8 @@ def _overlap(at: xr.Dataset) -> str:
 def _beside(data: xr.Dataset) -> str:
     nulls = np.abs(_of_controls(data["run_effect_change"]))
     if not len(nulls):
-        return "; no null run beside it"
-    runs = "1 null run" if len(nulls) == 1 else f"{len(nulls)} null runs"
+        return "; no control run beside it"
+    runs = "1 control run" if len(nulls) == 1 else f"{len(nulls)} control runs"
     return f"; the effect changes by {float(data['effect_change']):.3g}, in {runs} by up to {nulls.max():.3g}"
 
 
@@ -171,7 +171,7 @@ def component_changes(
       prompts, and the largest standardised statistic over components is compared.
     - `state`. Changed is what has p under 0.05 and, where control runs are given, changed more than in any of them;
       re-wired what turned by `TURN` at least, has p_wiring under 0.05, turned more than `wiring_halves` and more than
-      in any null run, or changed and turned its sign. A changed component is "new" or "gone" where one circuit alone
+      in any control run, or changed and turned its sign. A changed component is "new" or "gone" where one circuit alone
       holds it and its effect in the other model is under half; otherwise "re-wired" goes before "strengthened" and
       "weakened".
 
@@ -179,7 +179,7 @@ def component_changes(
         base: scores of the one model.
         tuned: of the other, on the same prompts.
         circuits: base's and tuned's circuit.
-        controls: scores of null runs.
+        controls: scores of control runs.
         seed: of the resampling.
     """
     graph = base.graph
@@ -217,7 +217,7 @@ def component_changes(
 
 
 def _beyond(values: np.ndarray, nulls: np.ndarray) -> np.ndarray:
-    """Where a value is larger than that of every null run, component by component; everywhere without any."""
+    """Where a value is larger than that of every control run, component by component; everywhere without any."""
     return values > nulls.max(0) if len(nulls) else np.ones(len(values), dtype=bool)
 
 

@@ -170,7 +170,7 @@ def _print_final(pair: Any) -> None:
 
 
 def _print_others(pair: Any) -> None:
-    """A line for each null run and replicate."""
+    """A line for each control run and replicate."""
     for entry in (*pair.manifest.get("controls", ()), *pair.manifest.get("replicates", ())):
         final = entry["final"]
         short = "" if entry.get("reached_kl") in (None, True) else ", which is not the pair's"

@@ -60,7 +60,7 @@ def test_null_runs_and_replicates_are_put_beside(base, pairs, tokenizer) -> None
     np.testing.assert_allclose(replicate["run_faithfulness"], shares.sel(circuit="base"))
     np.testing.assert_allclose(replicate["run_own_faithfulness"], shares.sel(circuit="tuned"))
     assert float(replicate["run_effect_change"]) == pytest.approx(float(data["effect_change"]))
-    assert "in 1 null run by up to" in found.verdict
+    assert "in 1 control run by up to" in found.verdict
 
 
 def test_states_by_hand(scores) -> None:
