@@ -36,7 +36,8 @@ def verdict(data: xr.Dataset) -> str:
     """The sentence, from the arrays of `compare`.
 
     - "the behaviour is new", or "gone": what corrupting changes cannot be told from nothing in one model, and differs
-      from the other model's with the interval off 0 and by more than in any control run; "no verdict" where it does not.
+      from the other model's with the interval off 0 and by more than in any control run; "no verdict" where it does
+      not.
     - "no circuit found": a model's own circuit carries no more of it than random circuits of as many edges do.
     - "new in part": of tuned's behaviour tuned's own circuit carries more than base's does, by more than 10 % with the
       whole interval above 0, and more than any control run's circuit beyond base's.
