@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -308,10 +308,10 @@ def _wrapped(texts: list[str], most: int) -> list[str]:
 _MODELS = ("base", "tuned", "recipient", "source")
 
 
-def _models(result: Result) -> dict[str, dict[str, Any]]:
+def _models(result: Result, parts: Sequence[str] = (*_MODELS, "controls", "replicates")) -> dict[str, dict[str, Any]]:
     """Descriptions of the policies that a result is about, by their part in it."""
     described: dict[str, dict[str, Any]] = {}
-    for name in (*_MODELS, "controls", "replicates"):
+    for name in parts:
         value = result.dataset.attrs.get(name)
         parsed = json.loads(value) if isinstance(value, str) and value[:1] in "{[" else None
         several = parsed if isinstance(parsed, list) else [parsed]
@@ -321,7 +321,7 @@ def _models(result: Result) -> dict[str, dict[str, Any]]:
 
 def _check_same_models(result: Result, other: Result) -> None:
     known = list(_models(result).values())
-    for part, model in _models(other).items():
+    for part, model in _models(other, _MODELS).items():  # it may have control runs of its own
         if known and all(_differ(model, one) for one in known):
             raise MeasureError(
                 f"the {part.split()[0]} of this {other.title.lower()} is none of the models of the"

@@ -158,6 +158,7 @@ def test_add_refuses_other_models_and_taken_names() -> None:
     patched = rows(2, recipient=json.dumps(B), source=json.dumps(A))
     joined = pair.add(patched).add(patched).add(patched)
     assert list(joined.added) == ["test_rows", "test_rows_2", "test_rows_3"] and not pair.added
+    assert pair.add(rows(2, base=json.dumps(A), tuned=json.dumps(B), controls=json.dumps([C]))).added
     with pytest.raises(MeasureError, match="the source of this rows is none of the models"):
         pair.add(rows(2, recipient=json.dumps(B), source=json.dumps(C)))
     with pytest.raises(MeasureError, match="added already"):
