@@ -19,6 +19,7 @@ from interp import __version__
 from interp.errors import LoadError, MeasureError, PromptError, TokenizerMismatch, renamed
 from interp.measures import Settings, as_names, check_measures
 from interp.measures import measures as known_measures
+from interp.measures.arrays import strings
 from interp.measures.engine import run_measures
 from interp.measures.registry import samples_needed
 from interp.measures.summary import interval_notes, remarks_of, summarise
@@ -52,6 +53,10 @@ class Comparison(Result):
 
     kind: ClassVar[str] = "comparison"
     title: ClassVar[str] = "Comparison"
+
+    def table(self) -> pd.DataFrame:
+        """The findings as a terminal shows them: what control runs give stands beside the estimate."""
+        return self.summary().drop(columns=["reading"])
 
     def headline(self) -> str:
         """What is compared with what, and the first thing that it says."""
@@ -224,6 +229,62 @@ def compare(
     return _compare({"": tuned}, prompts, call, controls=runs["controls"], replicates={"": again})[""]
 
 
+class Comparisons(Result):
+    """Several tuned versions of one base model, each compared with it; a mapping from their names to `Comparison`s."""
+
+    kind: ClassVar[str] = "comparisons"
+    title: ClassVar[str] = "Comparisons"
+
+    @classmethod
+    def of(cls, comparisons: Mapping[str, Comparison]) -> Comparisons:
+        """Put comparisons together by their names."""
+        names = xr.Variable(("comparison",), strings(list(comparisons)), {"long_name": "names of the comparisons"})
+        return cls(xr.Dataset({"name": names}), added=dict(comparisons))
+
+    def headline(self) -> str:
+        """How many there are, and where each says what it found."""
+        count = len(self.added)
+        return f"{count} {'comparison' if count == 1 else 'comparisons'} with one base; result[name] is one of them."
+
+    def table(self) -> pd.DataFrame:
+        """What each says first, a line each."""
+        return pd.DataFrame({"name": list(self), "first": [other.headline() for other in self.values()]})
+
+    def summary(self) -> pd.DataFrame:
+        """The findings of all, with a column `comparison` before those of `Comparison.summary`."""
+        frames = [other.summary().assign(comparison=name) for name, other in self.items()]
+        whole = pd.concat(frames, ignore_index=True)
+        return whole[["comparison", *(column for column in whole.columns if column != "comparison")]]
+
+    def __getitem__(self, name: str) -> Any:
+        """The comparison `name`.
+
+        Raises:
+            MeasureError: there is none; the message lists those there are.
+        """
+        if name not in self.added:
+            raise MeasureError(f"there is no comparison {name!r}; there are {', '.join(self.added)}")
+        return self.added[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.added
+
+    def __len__(self) -> int:
+        return len(self.added)
+
+    def keys(self) -> list[str]:
+        """Names of the comparisons."""
+        return list(self.added)
+
+    def values(self) -> list[Comparison]:
+        """The comparisons."""
+        return [other for other in self.added.values() if isinstance(other, Comparison)]
+
+    def items(self) -> list[tuple[str, Comparison]]:
+        """Names and comparisons."""
+        return list(zip(self.keys(), self.values(), strict=True))
+
+
 @renamed(**_OLD)
 def compare_many(
     base: Source | Policy | CheckpointPair,
@@ -238,14 +299,15 @@ def compare_many(
     batch_size: int = 16,
     seed: int = 0,
     progress: Progress | None = None,
-) -> dict[str, Comparison]:
+) -> Comparisons:
     """Compare a base model with several tuned versions of it, and compute once what concerns base alone.
 
-    Each comparison is what `compare` gives of its pair, number for number. Base is loaded once, traced once a batch,
-    and sampled from once; all models are in memory together, unless a pair says otherwise.
+    Each comparison has exactly the numbers that `compare` gives for that pair. Base is loaded once, traced once per
+    batch, and sampled from once; all models are in memory together, unless a pair says otherwise.
 
     Args:
-        base: see `compare`; of a `CheckpointPair` its base is taken, with its tokenizer and its way of loading.
+        base: see `compare`; of a `CheckpointPair` its base is taken, with its tokenizer and its way of loading, but
+            neither its reward nor its control runs, as these belong to its own tuned model.
         tuned: the tuned models by the names of their comparisons.
         prompts: see `compare`.
         measures: see `compare`.
@@ -261,16 +323,20 @@ def compare_many(
         PromptError: no model is given, or replicates are those of an unknown pair.
         InterpError: as `compare`.
     """
-    unknown = sorted(set(replicates or {}) - set(tuned))
-    if not tuned or unknown:
-        came = f"replicates name {unknown[0]!r}, which is no pair" if unknown else "no tuned model came"
+    named = tuned if isinstance(tuned, Mapping) else {}
+    unknown = sorted(set(replicates or {}) - set(named))
+    if not named or unknown:
+        none = "no tuned model came" if isinstance(tuned, Mapping) else f"a {type(tuned).__name__} of tuned models came"
+        came = f"replicates name {unknown[0]!r}, which is no pair" if unknown else none
         raise PromptError(f"{came}; give the tuned models by name, as compare_many(base, {{'joy': model}}, prompts)")
     pair = base if isinstance(base, CheckpointPair) else load_pair(base=base, tuned=next(iter(tuned.values())))
     call = _Call(
         replace(pair, models={**pair.models, "reward": None}), measures, reward, sampling, batch_size, seed, progress
     )
     again = {name: _listed(runs, f"replicates of {name}") for name, runs in (replicates or {}).items()}
-    return _compare(tuned, prompts, call, controls=_listed(controls or (), "controls"), replicates=again)
+    return Comparisons.of(
+        _compare(tuned, prompts, call, controls=_listed(controls or (), "controls"), replicates=again)
+    )
 
 
 def _pair_and_prompts(base: Any, tuned: Any, prompts: Any) -> tuple[CheckpointPair, Any, Prompts | Sequence[str]]:

@@ -81,6 +81,8 @@ class CheckpointPair:
         if _begun(folder) and not (folder / MANIFEST).is_file():
             raise FormatError(f"the run toward {folder} is not finished; go on with: interp train --resume {folder}")
         if not (folder / MANIFEST).is_file():
+            if not folder.is_dir():
+                raise FormatError(f"there is no folder {str(folder)!r}; name a pair's folder, or the shipped demo")
             raise FormatError(f"{folder} holds no {MANIFEST}; a pair is a folder that `interp train` wrote")
         manifest = read_json(folder / MANIFEST)
         missing = [key for key in _REQUIRED if key not in manifest] if isinstance(manifest, dict) else list(_REQUIRED)

@@ -32,7 +32,7 @@ class Sampling:
         max_new_tokens: longest continuation, in tokens.
         temperature: divides the logits; 1 is the model's own distribution, 0 takes the likeliest token.
         top_k: only the k likeliest tokens can be drawn; 0 is all.
-        top_p: only the likeliest tokens that hold this probability together can be drawn; 1 is all.
+        top_p: only the fewest likeliest tokens whose probabilities sum to this or more can be drawn; 1 is all.
     """
 
     samples: int | None = None

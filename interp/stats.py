@@ -38,7 +38,7 @@ Statistic = Callable[[Int[np.ndarray, " row"]], Any]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its interval, or one a column; a sequence of `value, low, high`.
+    """An estimate and its interval, numbers or arrays with one entry per column; it unpacks as `value, low, high`.
 
     Attributes:
         value: NaN where it was refused.

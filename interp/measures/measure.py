@@ -1,4 +1,4 @@
-"""What a measure is: one object that says what it needs, what it computes, what it says and how that is shown.
+"""What a measure is: one object that holds what it needs, its computation, its rows of the summary and its figures.
 
 from interp.measures import Measure, dataset, difference, stack_models, variable
 
@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import xarray as xr
 
 from interp.hooks import Site
@@ -30,10 +31,10 @@ from interp.prompts import Prompts, TokenizedPrompts
 from interp.sampling import Sampling
 
 REMARKS = "remarks"
-"""Attribute of a measure's Dataset with what a reader must know of it, a line each."""
+"""Name of the Dataset attribute that holds remarks for the reader, one per line."""
 
 RECORDS = "joins"
-"""Attribute with what a measure says of itself, as JSON by the measure's name."""
+"""Name of the Dataset attribute that holds each measure's own description: JSON by the measure's name."""
 
 
 def no_sites(_: Policy) -> list[Site]:
@@ -78,7 +79,7 @@ class Section:
         short: the same in a word or two, for the list of sections.
         alt: what a reader who does not see the figure should know.
         caption: how to read it.
-        readings: the summary's rows that it shows, by `reading` and a pattern in `finding`; the first that fits is
+        readings: pairs of (reading, pattern in `finding`) that select rows of the summary; the first that fits is
             quoted above it.
         drawn_by: "plot" where it is a figure, "page" where the page draws it.
         optional: it may have nothing to show although the measure was taken.
@@ -135,7 +136,8 @@ class Context:
         data: what was measured so far.
         settings: how measures are taken.
         first: what the measure's `first_batch` gave, None where it has none.
-        of_base: what measures computed of base alone, for the next tuned model; None where there is no other.
+        of_base: what measures computed of base alone, kept for the next tuned model; None if there is one tuned model
+        only.
     """
 
     base: Policy
@@ -147,11 +149,6 @@ class Context:
     settings: Settings
     first: Any = None
     of_base: dict[Any, Any] | None = None
-
-
-def no_findings(_: Table) -> Iterable[Row]:
-    """Nothing is said in the summary."""
-    return ()
 
 
 When = Literal["by default", "with a reward", "on request", "where vocabularies differ"]
@@ -172,14 +169,15 @@ class Measure:
         group: the part of the report in which its sections stand.
         when: whether it is taken without being asked for.
         needs: what it cannot be taken without.
-        arrays: names of its arrays; empty where there is one that is called like the measure.
+        arrays: names of its arrays; empty if its only array has the measure's name.
         per_batch: from both models' traces of a batch to a Dataset whose first dim is `prompt`, so that batches
             concatenate.
-        finish: from the Dataset of all prompts to what is kept of it, where a choice needs all prompts.
+        finish: function of the Dataset of all prompts that returns what is kept of it, if a choice needs all prompts.
         first_batch: from the traces of the first batch and the number of all prompts to what `whole` may use.
         whole: from a `Context` to a Dataset, for what needs weights, samples, checkpoints, a reward or the arrays of
             another measure.
-        findings: from the summary's table to rows.
+        findings: function of the summary's table that gives its rows; None: the mean of each of its arrays by prompt,
+            of one with the dim `model` tuned minus base.
         sections: of the report, in reading order.
     """
 
@@ -198,8 +196,27 @@ class Measure:
     finish: Callable[[xr.Dataset], xr.Dataset] | None = None
     first_batch: Callable[[TracePair, int], Any] | None = None
     whole: Callable[[Context], xr.Dataset] | None = None
-    findings: Callable[[Table], Iterable[Row]] = no_findings
+    findings: Callable[[Table], Iterable[Row]] | None = None
     sections: tuple[Section, ...] = ()
+
+    def rows(self, table: Table) -> Iterable[Row]:
+        """Its rows of the summary."""
+        return self._means(table) if self.findings is None else self.findings(table)
+
+    def _means(self, table: Table) -> Iterable[Row]:
+        for name in self.arrays or (self.name,):
+            array = table.data.get(name)
+            if array is None or array.dims[:1] != ("prompt",) or array.dtype.kind not in "fiu":
+                continue
+            words = str(array.attrs.get("long_name", name))
+            change = "model" in array.dims
+
+            def values(data: xr.Dataset, name: str = name, change: bool = change) -> np.ndarray:
+                each = data[name].sel(model="tuned") - data[name].sel(model="base") if change else data[name]
+                return np.asarray(each.mean([dim for dim in each.dims if dim != "prompt"]).values)
+
+            finding = f"{words}: tuned minus base" if change else words
+            yield table.row(self.title.lower(), finding, values, str(array.attrs.get("units") or self.units or "1"))
 
     def holds(self, data: xr.Dataset) -> bool:
         """Whether a Dataset has any of its arrays."""

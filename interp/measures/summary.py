@@ -43,7 +43,7 @@ def summarise(
         attributions).
     """
     table = Table(data, controls, replicates, seed)
-    rows = [row for measure in measures().values() if measure.holds(data) for row in measure.findings(table)]
+    rows = [row for measure in measures().values() if measure.holds(data) for row in measure.rows(table)]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 

@@ -79,7 +79,7 @@ def load_pair(
         replicates: runs of the same recipe with other seeds.
         reward: what `interp.load_reward` takes, or a function that scores texts.
         tokenizer: a tokenizer for all models, or "base" or "tuned"; None: each model's own.
-        in_memory: "all" models at a time; or "one", which leaves memory before the next one comes (traces wait in a
+        in_memory: "all" keeps every model in memory; "one" drops each before the next is loaded (traces wait in a
             scratch file; see `interp.models.offload`).
         dtype: dtype of the policies when loading; None keeps that of the files.
         device: device when loading; None is the CPU.

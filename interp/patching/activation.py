@@ -71,8 +71,8 @@ def activation_patching(
     recipient reads those, the source the clean ones.
 
     recovery = sum over prompts of (patched - recipient) / sum of (source - recipient); for `kl`, KL(source || patched),
-    that is 1 - sum KL(source || patched) / sum KL(source || recipient). It is NaN where the interval of the
-    denominator holds 0. A patched z goes through the recipient's W_O; `result` is the source's z times the source's
+    that is 1 - sum KL(source || patched) / sum KL(source || recipient). It is NaN if the denominator's interval
+    contains 0. A patched z goes through the recipient's W_O; `result` is the source's z times the source's
     W_O, without b_O. q and k are patched as they enter the dot product. What no site reaches (final norm,
     unembedding) is the `readout`: the recipient's last residual read by the source.
 

@@ -78,19 +78,20 @@ class View:
             yield from other.drawings()
 
 
-def view(result: Result, name: str = "result") -> View:
+def view(result: Result, name: str = "result", title: str = "") -> View:
     """What a page shows of a result.
 
     Args:
         result: any.
         name: unique on the page, the beginning of its ids.
+        title: its heading; "" is the title of its kind.
     """
     frame = result.summary()
     table = cells(frame.head(ROWS))
     words = {str(column) for column in frame.columns if not pd.api.types.is_numeric_dtype(frame[column].dtype)}
     return View(
         name,
-        result.title,
+        title or result.title,
         result.headline(),
         tuple(table.columns),
         tuple(column for column in table.columns if column not in words),
@@ -99,7 +100,7 @@ def view(result: Result, name: str = "result") -> View:
         result.notes(),
         _pictures(result, name),
         _about(result),
-        [view(other, f"{name}-{index}") for index, other in enumerate(result.added.values())],
+        added_views(result.added, name),
     )
 
 
@@ -154,6 +155,11 @@ def render_any(result: Result) -> str:
     )
 
 
-def added_views(added: Mapping[str, Result]) -> list[View]:
-    """What was added to a result, as sections of its page."""
-    return [view(other, f"added-{index}") for index, other in enumerate(added.values())]
+def added_views(added: Mapping[str, Result], prefix: str = "added") -> list[View]:
+    """What was added to a result, as sections of its page; one that was added under a name of its own bears it."""
+    titles = [
+        other.title if name == other.kind else f"{other.title}: {name.removeprefix(f'{other.kind}_')}"
+        for name, other in added.items()
+    ]
+    both = enumerate(zip(added.values(), titles, strict=True))
+    return [view(other, f"{prefix}-{index}", title) for index, (other, title) in both]

@@ -31,7 +31,7 @@ _HTML_ROWS = 20
 Kind = TypeVar("Kind", bound="Result")
 
 PROVIDERS = ["interp.comparison", "interp.patching", "interp.circuits", "interp.reward", "interp.report"]
-"""Modules that register kinds of results and pages when they are imported, and are imported when one is missing."""
+"""Importing these modules registers their kinds of results and pages; they are imported when one is not known yet."""
 
 _KINDS: dict[str, type[Result]] = {}
 _PAGES: dict[str, Callable[[Any], str]] = {}
@@ -52,11 +52,12 @@ def register_page(kind: str, render: Callable[[Any], str]) -> None:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Result:
-    """What a verb returns: labelled arrays, with what a reader does with them.
+    """What every verb returns: labelled arrays, with methods to read, draw and keep them.
 
     `result["name"]` is an `xarray.DataArray`; `result.summary()` the findings as a pandas frame; `result.plot.NAME()` a
     figure (`dir(result.plot)` lists them); `result.report("x.html")` a page; `result.save("folder")` and
-    `interp.load_result("folder")` keep it. A subclass names its `kind`, and is rebuilt from its dataset alone.
+    `interp.load_result("folder")` keep it. A subclass sets its `kind`; it is loaded from these attributes alone, so it
+    keeps no other state.
 
     Attributes:
         dataset: every array, with units and a description in its attrs.
@@ -72,6 +73,9 @@ class Result:
     controls: tuple[xr.Dataset, ...] = ()
     replicates: tuple[xr.Dataset, ...] = ()
     added: Mapping[str, Result] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "added", _Added(self.added))
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -95,6 +99,10 @@ class Result:
         arrays = self.dataset.data_vars.items()
         rows = [(str(name), " ".join(map(str, a.dims)), str(a.attrs.get("long_name", ""))) for name, a in arrays]
         return pd.DataFrame(rows, columns=["array", "dims", "meaning"])
+
+    def table(self) -> pd.DataFrame:
+        """What is printed of the findings, the most telling columns first."""
+        return self.summary()
 
     def __getitem__(self, name: str) -> xr.DataArray:
         """The array `name`.
@@ -122,8 +130,9 @@ class Result:
         head = _wrapped([self.headline()], 3)
         names = drawable_names(self)
         figures = [f"figures: {', '.join(f'.plot.{name}()' for name in names)}"] if names else []
-        tail = [*_wrapped(self.notes(), 4), *_wrapped(figures, 1)]
-        frame = self.summary()
+        added = [f"added: {', '.join(self.added)}"] if self.added else []
+        tail = [*_wrapped(self.notes(), 4), *_wrapped(added, 1), *_wrapped(figures, 1)]
+        frame = self.table()
         room = LINES - len(head) - len(tail)
         table = frame_text(frame.head(room)).split("\n")
         if len(frame) >= room or len(table) > room:
@@ -134,14 +143,15 @@ class Result:
         return repr(self)
 
     def _repr_html_(self) -> str:
-        table = cells(self.summary().head(_HTML_ROWS))
+        frame = self.table()
+        table = cells(frame.head(_HTML_ROWS))
         rows = table.to_dict("split")
         return template("notebook.html", "interp.result").render(
             title=self.title,
             headline=self.headline(),
             columns=rows["columns"],
             rows=rows["data"],
-            more=max(len(self.summary()) - _HTML_ROWS, 0),
+            more=max(len(frame) - _HTML_ROWS, 0),
             notes=self.notes(),
             figures=drawable_names(self),
             added={name: other.headline() for name, other in self.added.items()},
@@ -153,7 +163,7 @@ class Result:
         return Plots(self)
 
     def add(self: Kind, other: Result, name: str | None = None) -> Kind:
-        """This result with another one about the same models: one page, one folder, carries both.
+        """A copy of this result with another one about the same models beside it: save and report then hold both.
 
         Args:
             other: what patching, circuits or reward gave of the same models.
@@ -166,7 +176,7 @@ class Result:
             MeasureError: `other` is no result, or is about models that this one does not know; or the name is taken.
         """
         if not isinstance(other, Result):
-            raise MeasureError(f"add takes a result, not a {type(other).__name__}")
+            raise MeasureError(f"add takes a result, and {type(other).__name__} is none")
         if name is None:
             free = (f"{other.kind}_{number}" for number in range(2, len(self.added) + 3))
             name = other.kind if other.kind not in self.added else next(n for n in free if n not in self.added)
@@ -233,6 +243,14 @@ class Result:
         runs = {"control": self.controls, "replicate": self.replicates}
         added = {name: other._stored() for name, other in self.added.items()}
         return store.Stored(self.kind, self.dataset, runs, added)
+
+
+class _Added(dict[str, "Result"]):
+    """Results by name, which print in a line each."""
+
+    def __repr__(self) -> str:
+        lines = (f"{name}: {textwrap.shorten(other.headline(), WIDTH - 4)}" for name, other in self.items())
+        return "\n".join(line[:WIDTH] for line in lines) or "{}"
 
 
 @dataclass(frozen=True)

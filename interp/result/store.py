@@ -96,6 +96,8 @@ def read(path: str | os.PathLike[str]) -> Stored:
     """
     folder = Path(path).parent if Path(path).name in (FILE, FILE_1) else Path(path)
     file = folder / owner(folder)
+    if not folder.is_dir():
+        raise FormatError(f"there is no folder {str(folder)!r}; name one that save() or `interp compare --out` wrote")
     if not file.is_file():
         raise FormatError(f"{path} holds no {FILE}; name a folder that save() or `interp compare --out` wrote")
     try:

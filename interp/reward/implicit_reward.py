@@ -126,9 +126,9 @@ def implicit_reward(
     for response j to prompt i. The slope is 1 / effective beta. It is the recipe's 1 / beta only at the optimum, which
     a short training does not reach: then it is smaller. A reward that the policy could not see, or a shift that has
     nothing to do with the reward, gives a slope near 0 and large residuals. Half of the samples come from each model,
-    with the same random numbers, as either model's own samples hold little of what the other one does. The log-ratio is
-    a sum over the whole response, its end token included; the reward is of the whole response too, so token log-ratios
-    are kept to be looked at and calibrated against nothing.
+    with the same random numbers, because samples of one model rarely contain what the other tends to write. The
+    log-ratio is a sum over the whole response, its end token included; the reward is of the whole response too, so
+    token log-ratios are stored for inspection only, no fit uses them.
 
     Where the policy also drifted in ways that no reward explains, tuned's own samples hold more of that drift (that is
     how they were chosen) and more reward, and the slope over both models' samples is too steep. `slope_by_source` fits

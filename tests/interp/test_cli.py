@@ -120,10 +120,12 @@ def test_nobodys_folder_is_overwritten(shell, models, tmp_path):
     assert code == 2 and "holds other files" in err
 
 
-@pytest.mark.parametrize("arguments", [("report", "nowhere"), ("report", ".")])
-def test_report_of_nothing(shell, arguments):
-    code, _, err = shell(*arguments)
-    assert code == 2 and "holds no result.nc" in err and err.count("\n") == 1
+@pytest.mark.parametrize(
+    ("folder", "words"), [("nowhere", "there is no folder 'nowhere'"), (".", "holds no result.nc")]
+)
+def test_report_of_nothing(shell, folder, words):
+    code, _, err = shell("report", folder)
+    assert code == 2 and words in err and err.count("\n") == 1
 
 
 def test_an_interrupted_save_leaves_nothing(shell, models, tmp_path, monkeypatch):

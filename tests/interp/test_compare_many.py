@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import interp
-from interp.errors import PromptError
+from interp.errors import MeasureError, PromptError
 from interp.models import Policy, RewardModel
 from tests.conftest import save, tiny_gpt2, tiny_llama
 from tests.interp.comparisons import compare, compare_many
@@ -123,3 +123,21 @@ def test_models_are_given_back_as_they_were(tokenizer):
     assert base.training and all(p.requires_grad for p in base.parameters())
     assert not any(module._forward_hooks for module in base.modules())
     assert all(torch.equal(value, before[name]) for name, value in base.state_dict().items())
+
+
+def test_several_comparisons_are_one_result(tokenizer, tmp_path, as_a_user):
+    base = tiny_gpt2()
+    models = {name: tiny_gpt2(seed) for seed, name in enumerate(("joy", "fear"), 1)}
+    many = compare_many(base, models, prompts(), tokenizer=tokenizer, measures=["kl"])
+    lines = repr(many).split("\n")
+    assert len(lines) <= 15 and max(map(len, lines)) <= 80 and "joy" in repr(many)
+    assert list(many) == ["joy", "fear"] and len(many) == 2 and "joy" in many and "x" not in many
+    assert set(many.summary()["comparison"]) == {"joy", "fear"}
+    with pytest.raises(MeasureError, match="no comparison 'x'; there are joy, fear"):
+        many["x"]
+    back = interp.load_result(many.save(tmp_path / "out"))
+    assert back["fear"].summary().equals(many["fear"].summary())
+    page = many.report(tmp_path / "page.html").read_text()
+    assert "Comparison: joy" in page and "Comparison: fear" in page
+    with pytest.raises(PromptError, match="a list of tuned models came"):
+        interp.compare_many(base, [tiny_gpt2(1)], prompts())

@@ -80,3 +80,15 @@ def test_every_measure_says_what_it_is(name):
     known = measures()[name]
     assert known.name == name and known.title and known.meaning.endswith(".") and known.formula and known.units
     assert known.misleads.endswith(".") and known.arrays
+
+
+def test_one_that_says_nothing_of_its_own_has_a_row_for_each_array(tokenizer):
+    interp.register_measure(Measure(name="top_logit", title="Largest logit", meaning="x", per_batch=largest))
+    try:
+        cmp = compare(tiny_gpt2(0), tiny_gpt2(1), TEXTS, tokenizer=tokenizer, measures=["top_logit"])
+        (row,) = cmp.summary().to_dict("records")
+    finally:
+        unregister_measure("top_logit")
+    change = float((cmp["top_logit"].sel(model="tuned") - cmp["top_logit"].sel(model="base")).mean())
+    assert row["estimate"] == pytest.approx(change) and row["units"] == "logits"
+    assert (row["reading"], row["finding"]) == ("largest logit", "largest logit: tuned minus base")

@@ -163,7 +163,7 @@ def test_add_refuses_other_models_and_taken_names() -> None:
         pair.add(rows(2, recipient=json.dumps(B), source=json.dumps(C)))
     with pytest.raises(MeasureError, match="added already"):
         joined.add(patched, "test_rows")
-    with pytest.raises(MeasureError, match="takes a result, not a int"):
+    with pytest.raises(MeasureError, match="takes a result, and int is none"):
         pair.add(3)  # type: ignore[arg-type]
     assert list(pair.add(rows(2)).added) == ["test_rows"]  # says nothing of its models
 

@@ -71,7 +71,7 @@ def test_score_of_a_scalar_model(tmp_path):
         (("score", "CLASSIFIER", "x", "--output", "percent"), "softmax, sigmoid or logit, not 'percent'"),
         (("score", "CLASSIFIER", "-"), "there is no text to score"),
         (("score", "./gone", "x"), "gone"),
-        (("play", "./gone"), "holds no pair.json"),
+        (("play", "./gone"), "there is no folder 'gone'"),
         (("train-reward", "./gone.toml", "--check"), "cannot read the recipe"),
     ],
 )
