@@ -97,6 +97,8 @@ def flat(prefix: str, value: Any, dims: dict[str, list[str]]) -> Iterator[tuple[
         table = value if isinstance(value.index, pd.RangeIndex) else value.reset_index()
         for name in table.columns:
             yield f"{prefix}{name}", plain(table[name].to_numpy())
+    elif hasattr(value, "dataset") and hasattr(value, "items"):  # several comparisons, a dict in version 1
+        yield from flat(prefix, dict(value.items()), dims)
     elif hasattr(value, "dataset") or is_outside_result(value):
         yield from of_result(prefix, value, dims)
     elif isinstance(value, Mapping):
