@@ -139,9 +139,6 @@ class Result:
             table = frame_text(frame, rows=room - 2).split("\n")  # under a header, above what is left out
         return "\n".join([*head, *table, *tail])
 
-    def __str__(self) -> str:
-        return repr(self)
-
     def _repr_html_(self) -> str:
         frame = self.table()
         table = cells(frame.head(_HTML_ROWS))
